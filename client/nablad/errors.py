@@ -1,0 +1,348 @@
+"""Every way in which a call can fail, for both ends of the wire.
+
+    NabladError
+    ├── InvalidArgument (also ValueError)         the request contradicts itself or the signature: correct it
+    │   ├── MalformedRequest    InvalidReference    UnknownInput    MissingInput    DuplicateName    UnknownOutput
+    │   └── InvalidTensor    WrongDtype    WrongShape    InvalidBatch    InvalidOption    InvalidVector
+    ├── NotFound (also LookupError)               no such function here
+    │   └── FunctionNotFound    VersionNotFound
+    ├── FailedPrecondition                        the function does not allow it: retrying will not help
+    │   └── NotScalar    NotDifferentiable    FunctionFailed    CompileFailed
+    ├── OutOfRange
+    │   └── ResultTooLarge                        ask for less
+    ├── DeadlineExceeded (also TimeoutError)
+    ├── Cancelled
+    ├── ResourceExhausted                         too much at once
+    │   └── QueueFull    CompileQueueFull         retry after `retry_after` seconds
+    ├── Unavailable (also ConnectionError)        the server cannot be reached, is loading or draining: retry
+    │   └── Loading    Draining
+    ├── Unauthenticated    PermissionDenied
+    └── Internal                                  a defect of the server: report `metadata["request_id"]`
+
+The server raises these classes and sends them as a `google.rpc.Status` (`to_status`); the client receives one and
+raises the same class again (`from_rpc_error`). The reasons are those of nablad/v1/error.proto.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "nablad"
+MAX_MESSAGE_CHARS = 1200
+"""Longer messages are cut: a status travels in HTTP/2 headers, where many peers allow 8 KiB in all."""
+MAX_METADATA_CHARS = 200
+
+
+class NabladError(Exception):
+    """A call failed.
+
+    Attributes:
+        message: what was given, what was expected, what to try.
+        field: path of the request field to blame, such as `inputs[1].tensor.data`; empty if none is.
+        metadata: the facts of the message, for programs.
+        retry_after: seconds to wait before the same call is worth repeating; None if it is not.
+        code: the gRPC status code.
+        reason: the name of the nablad.v1.Reason, without its prefix; empty for an error that the transport made.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    reason: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.field}]" if self.field else self.message
+
+
+class InvalidArgument(NabladError, ValueError):
+    """The request contradicts itself or the signature; `field` says where."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class MalformedRequest(InvalidArgument):
+    """The bytes are not a well-formed message of the request's type."""
+
+    reason = "MALFORMED_REQUEST"
+
+
+class InvalidReference(InvalidArgument):
+    """A function reference is not `name` or `name@version`."""
+
+    reason = "INVALID_REFERENCE"
+
+
+class UnknownInput(InvalidArgument):
+    """A name is not an input of the function."""
+
+    reason = "UNKNOWN_INPUT"
+
+
+class MissingInput(InvalidArgument):
+    """An input of the function was not given."""
+
+    reason = "MISSING_INPUT"
+
+
+class DuplicateName(InvalidArgument):
+    """A name was given twice."""
+
+    reason = "DUPLICATE_NAME"
+
+
+class UnknownOutput(InvalidArgument):
+    """A name is not an output of the function, or several qualify and none was named."""
+
+    reason = "UNKNOWN_OUTPUT"
+
+
+class InvalidTensor(InvalidArgument):
+    """A tensor contradicts itself."""
+
+    reason = "INVALID_TENSOR"
+
+
+class WrongDtype(InvalidArgument):
+    """A dtype that the signature does not accept there."""
+
+    reason = "WRONG_DTYPE"
+
+
+class WrongShape(InvalidArgument):
+    """A shape that the signature does not accept there."""
+
+    reason = "WRONG_SHAPE"
+
+
+class InvalidBatch(InvalidArgument):
+    """No points, or batched tensors that disagree on the number of points."""
+
+    reason = "INVALID_BATCH"
+
+
+class InvalidOption(InvalidArgument):
+    """An option has a value that is unknown or does not fit the others."""
+
+    reason = "INVALID_OPTION"
+
+
+class InvalidVector(InvalidArgument):
+    """A tangent, cotangent or direction is missing, or a direction has no length."""
+
+    reason = "INVALID_VECTOR"
+
+
+class NotFound(NabladError, LookupError):
+    """Nothing is registered under that reference."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class FunctionNotFound(NotFound):
+    """No function of that name."""
+
+    reason = "FUNCTION_NOT_FOUND"
+
+
+class VersionNotFound(NotFound):
+    """The function has no such version."""
+
+    reason = "VERSION_NOT_FOUND"
+
+
+class FailedPrecondition(NabladError):
+    """The function does not allow what was asked; retrying will not help."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotScalar(FailedPrecondition):
+    """The operator needs a scalar where the function has none."""
+
+    reason = "NOT_SCALAR"
+
+
+class NotDifferentiable(FailedPrecondition):
+    """An input or output cannot be differentiated, or the function cannot in this mode."""
+
+    reason = "NOT_DIFFERENTIABLE"
+
+
+class FunctionFailed(FailedPrecondition):
+    """The function raised an error of its own."""
+
+    reason = "FUNCTION_FAILED"
+
+
+class CompileFailed(FailedPrecondition):
+    """The derivative was traced but could not be compiled."""
+
+    reason = "COMPILE_FAILED"
+
+
+class OutOfRange(NabladError):
+    """The answer is outside what the service returns."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResultTooLarge(OutOfRange):
+    """The result would be larger than a response may be; ask for less."""
+
+    reason = "RESULT_TOO_LARGE"
+
+
+class DeadlineExceeded(NabladError, TimeoutError):
+    """The deadline passed."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(NabladError):
+    """The call was cancelled."""
+
+    code = grpc.StatusCode.CANCELLED
+    reason = "CANCELLED"
+
+
+class ResourceExhausted(NabladError):
+    """Too much at once, or a message larger than the limit."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class QueueFull(ResourceExhausted):
+    """The queue is full; retry after `retry_after` seconds."""
+
+    reason = "QUEUE_FULL"
+
+
+class CompileQueueFull(ResourceExhausted):
+    """Too many programs wait to be compiled; retry after `retry_after` seconds."""
+
+    reason = "COMPILE_QUEUE_FULL"
+
+
+class Unavailable(NabladError, ConnectionError):
+    """The server cannot be reached, or cannot serve now; retry, preferably elsewhere."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Loading(Unavailable):
+    """The server is warming up."""
+
+    reason = "LOADING"
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    reason = "DRAINING"
+
+
+class Unauthenticated(NabladError):
+    """The caller did not say who it is."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(NabladError):
+    """The caller may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Internal(NabladError):
+    """A defect of the server."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+
+def _subclasses(of: type[NabladError]) -> list[type[NabladError]]:
+    return [of] + [leaf for child in of.__subclasses__() for leaf in _subclasses(child)]
+
+
+_BY_REASON = {kind.reason: kind for kind in _subclasses(NabladError) if kind.reason}
+_BY_CODE = {kind.code: kind for kind in reversed(_subclasses(NabladError)) if "code" in vars(kind)}
+
+
+def to_status(error: NabladError) -> status_pb2.Status:
+    """The error as it travels: code, message and the details that error.proto lists. Cut to stay under 4 KiB."""
+    code: int = error.code.value[0]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = _cut(value, MAX_METADATA_CHARS)
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.ResourceInfo
+                  | error_details_pb2.RetryInfo] = [info]  # fmt: skip
+    message = _cut(error.message, MAX_MESSAGE_CHARS)
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=_cut(error.field, MAX_METADATA_CHARS))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, NotFound):
+        name = _cut(error.metadata.get("function", ""), MAX_METADATA_CHARS)
+        details.append(error_details_pb2.ResourceInfo(resource_type="nablad.v1.Function", resource_name=name))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code, message=message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError) -> NabladError:
+    """The exception that a failed call stands for.
+
+    `error` is what grpc or grpc.aio raised. Without details (the transport made the error, or a proxy) the class is
+    chosen by the status code alone and `reason` is empty.
+    """
+    assert isinstance(error, grpc.Call)  # both grpc's and grpc.aio's errors are calls too
+    status = rpc_status.from_call(error)
+    if status is None:
+        kind = _BY_CODE.get(error.code(), NabladError)
+        return kind(f"{error.code().name}: {error.details() or 'no further detail'}")
+    return from_status(status)
+
+
+def from_status(status: status_pb2.Status) -> NabladError:
+    """The exception that a `google.rpc.Status` stands for; unknown reasons are treated as their code alone."""
+    by_code = {code.value[0]: code for code in grpc.StatusCode}
+    kind = _BY_CODE.get(by_code.get(status.code, grpc.StatusCode.UNKNOWN), NabladError)
+    field, retry_after, metadata = "", None, {}
+    for packed in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        if packed.Unpack(info) and info.domain == DOMAIN:
+            kind = _BY_REASON.get(info.reason, kind)
+            metadata = dict(info.metadata)
+        elif packed.Unpack(bad) and bad.field_violations:
+            field = bad.field_violations[0].field
+        elif packed.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return kind(status.message, field=field, metadata=metadata, retry_after=retry_after)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,169 @@
+"""The composition root: builds the parts, starts them in order, and takes them down in the reverse order."""
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from nablad_server.batching.batcher import Batcher
+from nablad_server.batching.policy import Policy
+from nablad_server.config import MACHINE, Settings, parse_warm
+from nablad_server.derivatives import device
+from nablad_server.derivatives.cache import ProgramCache
+from nablad_server.derivatives.runner import DerivativeRunner
+from nablad_server.functions.function import Function, build
+from nablad_server.functions.registry import Registry
+from nablad_server.functions.sources import builtin, python
+from nablad_server.serving import catalog, differentiation
+from nablad_server.serving.catalog import catalog_service
+from nablad_server.serving.decode import Decoder
+from nablad_server.serving.differentiation import differentiation_service
+from nablad_server.serving.endpoint import Gate, Phase
+from nablad_server.serving.warmup import warm_up
+
+SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
+
+log = structlog.get_logger("nablad")
+
+
+def load_functions(settings: Settings) -> list[Function]:
+    """All functions that the settings name. Raises ValueError if one does not load, or two have the same name."""
+    functions = [build(call, "builtin") for call in builtin.FUNCTIONS] if settings.builtin else []
+    if settings.entry_points:
+        functions += python.load_entry_points()
+    for target in settings.functions:
+        functions += python.load(target)
+    return functions
+
+
+class App:
+    """A server. Build it, `start` it, and `stop` it; or `serve_until_signalled`.
+
+    Attributes:
+        address: where it listens, with the real port once started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the functions and builds the parts; listens to nothing yet.
+
+        Raises:
+            ValueError: a function does not load.
+            PermissionError: others can write to the compile cache.
+        """
+        started = time.monotonic()
+        device.configure(settings.compile_cache)
+        self._settings = settings
+        self._registry = Registry(load_functions(settings))
+        self._cache = ProgramCache(settings.programs, settings.pending_compiles)
+        runner = DerivativeRunner(self._cache, settings.max_batch_points, settings.max_batch_bytes)
+        policy = Policy(
+            max_points=settings.max_batch_points,
+            max_tickets=settings.queue_calls,
+            max_bytes=settings.queue_bytes,
+            direct_seconds=settings.direct_microseconds * 1e-6,
+            workers=settings.workers,
+        )
+        self._batcher = Batcher(runner, policy)
+        self._decoder = Decoder(self._registry, settings.max_points, settings.max_result_bytes)
+        self._gate = Gate(settings.running_calls)
+        self._health = health.HealthServicer()
+        self._server = self._build_server()
+        self.address = settings.address
+        log.info("functions loaded", count=len(self._registry.all()), seconds=round(time.monotonic() - started, 2))
+
+    def start(self) -> None:
+        """Listens, compiles what is to be warm, and then says that it is ready.
+
+        While it warms up, the health check says NOT_SERVING and calls are answered with UNAVAILABLE.
+
+        Raises:
+            OSError: the address cannot be listened on.
+            ValueError, NabladError: something to be warmed does not fit; the server is stopped.
+        """
+        host, _, _ = self._settings.address.rpartition(":")
+        try:
+            port = self._server.add_insecure_port(self._settings.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._settings.address}: {error}") from error
+        if not self._settings.address.startswith("unix:"):
+            self.address = f"{host}:{port}"
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server.start()
+        try:
+            self._warm_up()
+        except Exception:
+            self.stop()
+            raise
+        self._gate.phase = Phase.SERVING
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", address=self.address, machine=MACHINE)
+
+    def stop(self) -> None:
+        """Drains: says NOT_SERVING, pauses, lets calls in flight finish, and ends all threads."""
+        settings = self._settings
+        if self._gate.phase is Phase.SERVING:
+            self._gate.phase = Phase.DRAINING
+            log.info("draining", pause_seconds=settings.drain_pause_seconds, seconds=settings.drain_seconds)
+            self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+            # Nothing to wait for but the balancers' next look; calls are served meanwhile.
+            threading.Event().wait(settings.drain_pause_seconds)
+        self._server.stop(settings.drain_seconds).wait()
+        self._cache.close()
+        self._batcher.close()
+        log.info("stopped")
+
+    def serve_until_signalled(self) -> None:
+        """Starts, serves until SIGTERM or SIGINT, and drains. A second signal ends the process at once."""
+        signalled = threading.Event()
+
+        def on_signal(number: int, _: object) -> None:
+            if signalled.is_set():
+                raise SystemExit(128 + number)
+            signalled.set()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        self.start()
+        signalled.wait()
+        self.stop()
+
+    def _build_server(self) -> grpc.Server:
+        settings = self._settings
+        server = grpc.server(
+            ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="nablad-call"),
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),  # results are bounded before they are computed
+                ("grpc.so_reuseport", 0),  # two servers on one port by mistake would share its calls
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+            maximum_concurrent_rpcs=settings.concurrent_calls,
+        )
+        server.add_generic_rpc_handlers((
+            differentiation_service(self._decoder, self._batcher, self._gate),
+            catalog_service(self._registry, self._gate),
+        ))  # fmt: skip
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    def _warm_up(self) -> None:
+        wanted = [(function, warm) for function in self._registry.latest() for warm in function.warm]
+        wanted += [(self._registry.get(ref), warm) for ref, warm in map(parse_warm, self._settings.warm)]
+        for function, warm in wanted:
+            started = time.monotonic()
+            warm_up(function, warm, self._decoder, self._batcher)
+            log.info("warmed", function=function.reference, operator=warm.operator, sizes=dict(warm.sizes),
+                     points=list(warm.points), seconds=round(time.monotonic() - started, 2))  # fmt: skip
+
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *SERVICES):
+            self._health.set(service, status)

@@ -1,0 +1,1 @@
+"""Derivatives: what an operator means, and the compiled programs that compute it."""

@@ -1,0 +1,146 @@
+"""The compiled programs, and the one thread that compiles.
+
+One thread, because tracing and lowering hold the interpreter lock and a second compilation would only slow the
+first down; single flight, because a thousand callers of one new query must cost one compilation.
+"""
+
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from nablad.errors import CompileQueueFull, Draining, NabladError
+from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
+from nablad_server.derivatives.query import Query
+from nablad_server.functions.function import Function
+
+Done = Callable[[NabladError | None, float], None]
+"""Called from the compile thread when a program is ready, or with the error; the seconds are the compilation's."""
+
+
+@dataclass
+class _Entry:
+    programs: dict[int, Program] = field(default_factory=dict)
+    traced: Traced | None = None
+    refused: NabladError | None = None  # tracing fails the same way every time: the answer is kept
+    waiting: dict[int, list[Done]] = field(default_factory=dict)  # by bucket: who waits for the compilation under way
+
+
+class ProgramCache:
+    """Programs by query and bucket, at most `capacity`; those of the query unused for longest go first."""
+
+    def __init__(self, capacity: int, max_pending: int) -> None:
+        """Starts the compile thread.
+
+        Args:
+            capacity: programs kept. One takes about 0.4 MB and 12 memory maps.
+            max_pending: compilations that may wait; more are refused.
+        """
+        self._capacity = capacity
+        self._max_pending = max_pending
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Query, _Entry] = OrderedDict()
+        self._count = 0
+        self._pending = 0
+        self._constants: WeakKeyDictionary[Function, Constants] = WeakKeyDictionary()
+        self._work: queue.SimpleQueue[tuple[Query, int] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._compile_forever, name="nablad-compile", daemon=True)
+        self._thread.start()
+
+    def buckets(self, query: Query) -> dict[int, Program]:
+        """The programs of a query that are ready, by bucket. Raises the error that tracing it gave, if it did."""
+        with self._lock:
+            entry = self._entries.get(query)
+            if entry is None:
+                return {}
+            self._entries.move_to_end(query)
+            if entry.refused is not None:
+                raise entry.refused
+            return dict(entry.programs)
+
+    def request(self, query: Query, bucket: int, done: Done) -> None:
+        """Has a program compiled, or joins the compilation under way; `done` is called once, from the compile thread.
+
+        Raises:
+            CompileQueueFull: too many wait already; `done` is not called.
+            Draining: the cache is closed; likewise.
+        """
+        with self._lock:
+            if self._closed:
+                raise Draining("the server is shutting down and compiles nothing more")
+            entry = self._entries.get(query)
+            if entry is not None and bucket in entry.waiting:
+                entry.waiting[bucket].append(done)
+                return
+            if self._pending >= self._max_pending:
+                raise CompileQueueFull(
+                    f"{self._pending} programs wait to be compiled already; each new combination of function, "
+                    "operator, shapes and options needs one. Retry later, or ask for fewer shapes",
+                    retry_after=1.0,
+                )
+            entry = self._entries.setdefault(query, _Entry())
+            entry.waiting[bucket] = [done]
+            self._pending += 1
+            self._work.put((query, bucket))
+
+    def close(self) -> None:
+        """Ends the compile thread after the compilation under way; those waiting are told that the server drains."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._work.put(None)
+        self._thread.join()
+
+    def _compile_forever(self) -> None:
+        while (item := self._work.get()) is not None:
+            query, bucket = item
+            error: NabladError | None = None
+            started = time.perf_counter()
+            program = None
+            if self._closed:
+                error = Draining("the server is shutting down and compiles nothing more")
+            else:
+                try:
+                    program = self._compile(query, bucket)
+                except NabladError as refused:
+                    error = refused
+            seconds = time.perf_counter() - started
+            for done in self._publish(query, bucket, program):
+                done(error, seconds)
+
+    def _compile(self, query: Query, bucket: int) -> Program:
+        with self._lock:
+            entry = self._entries[query]
+            if entry.refused is not None:
+                raise entry.refused
+        if entry.traced is None:
+            try:
+                entry.traced = trace(query, self._constants.setdefault(query.function, {}))
+            except NabladError as refused:
+                entry.refused = refused
+                raise
+        return compile_program(entry.traced, bucket)
+
+    def _publish(self, query: Query, bucket: int, program: Program | None) -> list[Done]:
+        with self._lock:
+            self._pending -= 1
+            entry = self._entries[query]
+            if program is not None:
+                self._count += 1
+                entry.programs[bucket] = program
+            self._evict(query)
+            return entry.waiting.pop(bucket)
+
+    def _evict(self, newest: Query) -> None:
+        """Drops the programs of the queries unused for longest, but never those of the newest or of ones waited for."""
+        idle = [query for query, entry in self._entries.items() if not entry.waiting and query != newest]
+        limit = 4 * self._capacity  # queries that were refused hold no program but an entry
+        for query in idle:
+            if self._count <= self._capacity and len(self._entries) <= limit:
+                return
+            self._count -= len(self._entries.pop(query).programs)

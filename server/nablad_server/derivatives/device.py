@@ -1,0 +1,48 @@
+"""Process-wide settings of JAX and XLA, made once before anything is computed."""
+
+import hashlib
+import platform
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from nablad_server.functions import precision  # 64-bit mode is switched on there
+
+__all__ = ["configure", "precision"]
+
+
+def configure(compile_cache: Path | None) -> None:
+    """Settings that must precede the first computation.
+
+    Args:
+        compile_cache: a private directory where compiled programs outlive the process; None for no such cache.
+
+    Raises:
+        PermissionError: others can write to the directory: whoever writes there can run code in this process.
+    """
+    # On the CPU asynchronous dispatch hands every small computation to another thread and back.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if compile_cache is None:
+        return
+    directory = compile_cache / _machine()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_mode & 0o022:
+        raise PermissionError(
+            f"{directory} can be written by others, who could run code here; run chmod go-w on it, or choose another "
+            "directory with --compile-cache"
+        )
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    # By default only programs that took long are kept; here short ones are the most.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _machine() -> str:
+    """A name for what compiled programs depend on: the compiler's version and the processor's features."""
+    features = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        features += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

@@ -1,0 +1,90 @@
+"""A Query says everything that decides which program is compiled, and nothing else.
+
+Calls whose queries are equal can run in one batch. The number of points is not part of it.
+"""
+
+import functools
+from dataclasses import dataclass
+
+from nablad.v1 import differentiation_pb2, function_pb2
+from nablad_server.functions.function import Function
+from nablad_server.functions.precision import is_wide
+from nablad_server.functions.signature import ArraySpec
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to compute at each point.
+
+    Inputs and outputs are referred to by their index in the signature.
+
+    Attributes:
+        function: the function itself, so that a query outlives a reload that replaces it.
+        operator: which derivative.
+        inputs: shape and dtype of every input leaf, for one point.
+        outputs: the outputs that are returned (Evaluate) or differentiated.
+        wrt: the inputs to differentiate with respect to.
+        columns: Hessian: the inputs of the columns.
+        vectors: the inputs that have a tangent, or the outputs that have a cotangent.
+        stack: how many vectors are stacked; None for one without a stack axis.
+        mode: a nablad.v1.Mode; never MODE_UNSPECIFIED.
+        diagonal: Hessian: the diagonal alone.
+        order: Derivative: the highest order.
+        shared: for every array (inputs, then vectors): one for all points instead of one for each. Calls that share
+            some cannot ride with others.
+    """
+
+    function: Function
+    operator: function_pb2.Operator.ValueType
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[int, ...]
+    wrt: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    vectors: tuple[int, ...] = ()
+    stack: int | None = None
+    mode: differentiation_pb2.Mode.ValueType = differentiation_pb2.MODE_AUTO
+    diagonal: bool = False
+    order: int = 0
+    shared: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shared:
+            object.__setattr__(self, "shared", (False,) * (len(self.inputs) + len(self.vectors)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        # A query is hashed several times on its way and holds nested tuples: computed once.
+        return hash(
+            (id(self.function), self.operator, self.inputs, self.outputs, self.wrt, self.columns, self.vectors,
+             self.stack, self.mode, self.diagonal, self.order, self.shared)
+        )  # fmt: skip
+
+    @functools.cached_property
+    def output_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of every output of the function, chosen or not."""
+        return tuple(spec for _, spec in self.function.outputs_at(self.inputs))
+
+    @functools.cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of every array that a program takes, for one point: inputs, then vectors."""
+        like = self.output_specs if self.operator == function_pb2.OPERATOR_VJP else self.inputs
+        stack = () if self.stack is None else (self.stack,)
+        return self.inputs + tuple(ArraySpec(stack + like[index].shape, like[index].dtype) for index in self.vectors)
+
+    @functools.cached_property
+    def argument_bytes(self) -> int:
+        """The bytes of the arrays that each point has of its own."""
+        pairs = zip(self.arrays, self.shared, strict=True)
+        return sum(spec.size * spec.dtype.itemsize for spec, common in pairs if not common)
+
+    @functools.cached_property
+    def wide(self) -> bool:
+        """Whether the program runs in 64-bit mode."""
+        return is_wide(self.inputs)
+
+    def __str__(self) -> str:
+        operator = function_pb2.Operator.Name(self.operator).removeprefix("OPERATOR_").lower()
+        return f"{operator} of {self.function.reference}({', '.join(str(spec) for spec in self.inputs)})"

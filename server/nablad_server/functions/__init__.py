@@ -1,0 +1,1 @@
+"""Functions: what can be differentiated, and how it is found."""

@@ -1,0 +1,1 @@
+"""Where functions come from: each module loads one kind of source."""

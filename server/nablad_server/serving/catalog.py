@@ -1,0 +1,84 @@
+"""CatalogService: what functions there are."""
+
+
+import grpc
+
+from nablad.errors import InvalidOption
+from nablad.tensors import NUMBERS
+from nablad.v1 import catalog_pb2 as pb
+from nablad.v1 import function_pb2
+from nablad_server.functions.function import Function
+from nablad_server.functions.registry import Registry
+from nablad_server.functions.signature import Dim, TensorSpec
+from nablad_server.serving.endpoint import Gate, endpoint
+
+SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
+MAX_PAGE = 1000
+
+
+def catalog_service(registry: Registry, gate: Gate) -> grpc.GenericRpcHandler:
+    """The service's handlers."""
+
+    def list_functions(request: pb.ListFunctionsRequest, _: grpc.ServicerContext) -> pb.ListFunctionsResponse:
+        functions = registry.latest()
+        names = [function.name for function in functions]
+        start = 0
+        if request.page_token:
+            if request.page_token not in names:
+                raise InvalidOption(
+                    f"page_token {request.page_token[:100]!r} was not given by this server; start without one",
+                    field="page_token",
+                )
+            start = names.index(request.page_token)
+        end = start + min(request.page_size or MAX_PAGE, MAX_PAGE)
+        return pb.ListFunctionsResponse(
+            functions=[describe(function, documentation=False) for function in functions[start:end]],
+            next_page_token=names[end] if end < len(names) else "",
+        )
+
+    def describe_function(request: pb.DescribeFunctionRequest, _: grpc.ServicerContext) -> pb.DescribeFunctionResponse:
+        return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
+
+    handlers: dict[str, grpc.RpcMethodHandler] = {
+        "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
+        "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+
+def describe(function: Function, documentation: bool) -> function_pb2.Function:
+    """The function as the catalogue publishes it."""
+    signature = function.signature
+    return function_pb2.Function(
+        name=function.name,
+        version=function.version,
+        summary=_summary(function.documentation),
+        documentation=function.documentation if documentation else "",
+        source=function.source,
+        signature=function_pb2.Signature(
+            inputs=[_spec(spec) for spec in signature.inputs], outputs=[_spec(spec) for spec in signature.outputs or ()]
+        ),
+        operators=function.operators(),
+    )
+
+
+def _summary(documentation: str) -> str:
+    paragraph = " ".join(documentation.split("\n\n")[0].split())
+    sentence, stop, _ = paragraph.partition(". ")
+    return sentence + stop.strip()
+
+
+def _spec(spec: TensorSpec) -> function_pb2.TensorSpec:
+    return function_pb2.TensorSpec(
+        name=spec.name,
+        dtypes=[NUMBERS[dtype] for dtype in spec.dtypes],
+        shape=[_dimension(dim) for dim in spec.shape or ()],
+        any_shape=spec.shape is None,
+        differentiable=spec.differentiable,
+    )
+
+
+def _dimension(dim: Dim) -> function_pb2.Dimension:
+    if dim is None:
+        return function_pb2.Dimension(any=True)
+    return function_pb2.Dimension(size=dim) if isinstance(dim, int) else function_pb2.Dimension(symbol=dim)

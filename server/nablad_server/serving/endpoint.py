@@ -1,0 +1,113 @@
+"""What surrounds every RPC: parsing, readiness, and exceptions → statuses.
+
+Handlers take and give bytes, so that a malformed message is answered by this service, with a reason, instead of by the
+transport as its own internal error.
+"""
+
+import enum
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from grpc_status import rpc_status
+
+from nablad.errors import Internal, Loading, MalformedRequest, NabladError, to_status
+
+_Request = TypeVar("_Request", bound=Message)
+
+log = structlog.get_logger("nablad")
+
+
+class Phase(enum.Enum):
+    """Where a server is in its life."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Gate:
+    """Whether calls are let in, and how many of them may run Python at once.
+
+    Threads that run Python contend for the interpreter lock: beyond a few they only make each other late. A call holds
+    a permit while it decodes, computes and encodes, and gives it back while it waits in a lane.
+    """
+
+    def __init__(self, running: int) -> None:
+        """`running` is how many calls may run at once."""
+        self.phase = Phase.LOADING
+        self.permit = threading.BoundedSemaphore(running)
+        """Held by a call that runs."""
+        self.parked = _Parked(self.permit)
+        """Entered by a call that holds a permit and now only waits."""
+
+    def check(self) -> None:
+        """Raises Loading until the server is ready. While it drains, calls that still arrive are served."""
+        if self.phase is Phase.LOADING:
+            raise Loading("the server is warming up; retry in a moment", retry_after=1.0)
+
+
+
+class _Parked:
+    """Gives a permit back on entering, and takes one again on leaving."""
+
+    def __init__(self, permits: threading.BoundedSemaphore) -> None:
+        self._permits = permits
+
+    def __enter__(self) -> None:
+        self._permits.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._permits.acquire()
+
+
+def endpoint(
+    name: str,
+    request_type: type[_Request],
+    respond: Callable[[_Request, grpc.ServicerContext], Message],
+    gate: Gate,
+) -> grpc.RpcMethodHandler:
+    """A unary RPC's handler.
+
+    `respond` computes the response or raises a NabladError, which becomes the call's status; any other exception is a
+    defect of this server, answered with INTERNAL and a request id that stands in the log beside the traceback.
+    """
+
+    def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            gate.check()
+            with gate.permit:
+                return respond(_parsed(request_type, data), context).SerializeToString()
+        except NabladError as error:
+            failed = error
+            if isinstance(error, Internal):
+                failed = _reported(name, error)
+        except Exception as error:  # noqa: BLE001 - the last resort: no exception may reach the transport
+            failed = _reported(name, error)
+        context.abort_with_status(rpc_status.to_status(to_status(failed)))
+        raise AssertionError("abort_with_status raises")
+
+    return grpc.unary_unary_rpc_method_handler(behave)
+
+
+def _parsed(request_type: type[_Request], data: bytes) -> _Request:
+    try:
+        return request_type.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequest(
+            f"{len(data)} bytes are not a well-formed {request_type.DESCRIPTOR.full_name}: {error}"
+        ) from None
+
+
+def _reported(name: str, error: Exception) -> Internal:
+    request_id = uuid.uuid4().hex
+    log.error("internal error", rpc=name, request_id=request_id, exc_info=error)
+    return Internal(
+        f"a defect of the server ended this call; report it with the request id {request_id}",
+        metadata={"request_id": request_id},
+    )
+
