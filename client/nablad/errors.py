@@ -24,7 +24,7 @@ raises the same class again (`from_rpc_error`). The reasons are those of nablad/
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -318,11 +318,14 @@ def from_rpc_error(error: grpc.RpcError) -> NabladError:
     `error` is what grpc or grpc.aio raised. Without details (the transport made the error, or a proxy) the class is
     chosen by the status code alone and `reason` is empty.
     """
-    assert isinstance(error, grpc.Call)  # both grpc's and grpc.aio's errors are calls too
-    status = rpc_status.from_call(error)
+    call: Any = error  # grpc's and grpc.aio's errors are calls too, which their types do not say
+    try:
+        status = rpc_status.from_call(call)
+    except ValueError:  # details that contradict the status: a proxy made the one, the server the other
+        status = None
     if status is None:
-        kind = _BY_CODE.get(error.code(), NabladError)
-        return kind(f"{error.code().name}: {error.details() or 'no further detail'}")
+        kind = _BY_CODE.get(call.code(), NabladError)
+        return kind(f"{call.code().name}: {call.details() or 'no further detail'}")
     return from_status(status)
 
 

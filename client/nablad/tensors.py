@@ -37,10 +37,11 @@ if sys.byteorder != "little":
 
 def _bfloat16() -> np.dtype[Any] | None:
     try:
-        import ml_dtypes
-    except ImportError:  # optional: numpy itself has no bfloat16
+        import ml_dtypes  # noqa: PLC0415 - optional: numpy itself has no bfloat16
+    except ImportError:
         return None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 DTYPES: dict[int, np.dtype[Any]] = {

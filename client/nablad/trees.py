@@ -37,7 +37,7 @@ def parse(path: str) -> tuple[Step, ...]:
     while position < len(path):
         match = _TOKEN.match(path, position)
         if match is None:
-            raise ValueError(f"{path!r} is not a path such as a.b[0][\"c d\"]: cannot read {path[position:]!r}")
+            raise ValueError(f'{path!r} is not a path such as a.b[0]["c d"]: cannot read {path[position:]!r}')
         key, index, quoted = match.groups()
         steps.append(key if key is not None else int(index) if index is not None else json.loads(quoted))
         position = match.end()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from nablad.errors import NabladError
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nablad.errors import NabladError
 from nablad_server.app import App
 from nablad_server.config import Settings
 from nablad_server.telemetry import configure_logging
@@ -55,8 +55,8 @@ class _Serve(click.Command):
 
 @click.command("serve", cls=_Serve)
 @click.argument("functions", nargs=-1, metavar="[FILE|MODULE]...")
-@click.option("--settings", type=click.Path(exists=True, dir_okay=False), help="A TOML file of settings, by their names "
-              "with underscores. [env NABLAD_SETTINGS]")  # fmt: skip
+@click.option("--settings", type=click.Path(exists=True, dir_okay=False),
+              help="A TOML file of settings, by their names with underscores. [env NABLAD_SETTINGS]")  # fmt: skip
 def serve(functions: tuple[str, ...], settings: str | None, **options: Any) -> None:
     """Serves derivatives of functions over gRPC until SIGTERM or SIGINT.
 
@@ -64,7 +64,7 @@ def serve(functions: tuple[str, ...], settings: str | None, **options: Any) -> N
     """
     if settings is not None:
         os.environ["NABLAD_SETTINGS"] = settings
-    given = {name: list(value) if isinstance(value, tuple) else value
+    given: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value
              for name, value in options.items() if value not in (None, ())}  # fmt: skip
     if functions:
         given["functions"] = list(functions)

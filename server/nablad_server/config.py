@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     functions: list[str] = Field(
         [], description="Python files or modules whose functions to serve. Loading one runs its code."
     )
-    builtin: bool = Field(True, description="Serve the built-in catalogue: it costs a second at start-up and no memory.")
+    builtin: bool = Field(
+        True, description="Serve the built-in catalogue: it costs a second at start-up and no memory."
+    )
     entry_points: bool = Field(
         True, description="Serve the functions of installed packages (entry points of the group nablad.functions)."
     )

@@ -75,7 +75,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         derivative=lambda v, n: arrays({"value": monomial(float(v["x"]), int(v["n"]), n)}),
     ),
     of_one_variable("cubic", [1.5, -0.75, 2.0], cubic),
-    of_one_variable("exp", [-1.0, 0.5, 2.0], lambda x, n: math.exp(x)),
+    of_one_variable("exp", [-1.0, 0.5, 2.0], lambda x, _: math.exp(x)),
     of_scalar_value(
         "exponential",
         [point(a=2.0, x=1.5), point(a=0.5, x=3.0), point(a=1.25, x=-2.0)],
@@ -105,11 +105,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     of_one_variable("sin", [0.5, -1.25, 2.5], sine),
     of_one_variable("cos", [0.5, -1.25, 2.5], cosine),
     of_one_variable("tan", [0.5, -0.75, 1.0], polynomial_in_itself(math.tan, [1, 0, 1])),
-    of_one_variable("constant", [-1.0, 0.5, 3.0], lambda x, n: 5.0 if n == 0 else 0.0),
+    of_one_variable("constant", [-1.0, 0.5, 3.0], lambda _, n: 5.0 if n == 0 else 0.0),
     of_one_variable("constant_multiple", [0.5, -1.25, 2.5], lambda x, n: 3 * sine(x, n)),
     of_one_variable("sum_rule", [0.5, -1.25, 2.5], lambda x, n: monomial(x, 2, n) + sine(x, n)),
     of_one_variable("difference_rule", [0.5, -1.25, 2.5], lambda x, n: math.exp(x) - monomial(x, 3, n)),
     of_one_variable("product_rule", [0.5, -1.25, 2.5], product),
-    of_one_variable("quotient_rule", [0.5, -0.75, 2.0], quotient),
+    of_one_variable("quotient_rule", [0.5, -0.25, 1.25], quotient),
     of_one_variable("chain_rule", [0.5, -1.25, 1.5], numerically(lambda x: mpmath.sin(x**2))),
 )

@@ -5,6 +5,7 @@ import math
 import mpmath
 import numpy as np
 
+from .elementary import logarithm
 from .losses import binary_cross_entropy_terms, cross_entropy, cross_entropy_slope, sigmoid
 from .scenario import (
     Array,
@@ -14,7 +15,6 @@ from .scenario import (
     arrays,
     blocks,
     complex_step,
-    falling,
     numerically,
     of_one_variable,
     of_scalar_value,
@@ -32,15 +32,10 @@ def _doublings(x: float, n: int) -> float:
     return 2.0**100 * (x, 1.0)[n] if n < 2 else 0.0
 
 
-def _log_precision(precision: float, n: int) -> float:
-    """The n-th derivative of ln at `precision`."""
-    return math.log(precision) if n == 0 else falling(-1, n - 1) / precision**n
-
-
 def _logistic(v: Values, n: int = 0) -> float:
     """The n-th derivative by the precision, or the value."""
     w, precision = v["w"], float(v["precision"])
-    total = -w.size / 2 * _log_precision(precision, n) + float(w @ w) / 2 * (precision, 1.0, 0.0)[min(n, 2)]
+    total = -w.size / 2 * logarithm(precision, n) + float(w @ w) / 2 * (precision, 1.0, 0.0)[min(n, 2)]
     if n == 0:
         total += w.size / 2 * math.log(2 * math.pi) + float(binary_cross_entropy_terms(v["X"] @ w, v["y"]).sum())
     return total
@@ -120,20 +115,31 @@ def _mlp_gradient(v: Values) -> Values:
     }
 
 
-def _mlp_point(w1: Array, b1: Array, w2: Array, b2: Array, x: Array, labels: Array) -> Values:
-    return {
-        "params.hidden.w": w1,
-        "params.hidden.b": b1,
-        "params.output.w": w2,
-        "params.output.b": b2,
-        "x": x,
-        "labels": labels,
-    }
-
-
 def _eighths(*shape: int, start: int) -> Array:
     """Different multiples of 1/8 in [−1.5, 1.5], the same every time."""
     return np.asarray(((np.arange(math.prod(shape)) * 7 + start) % 25 - 12) / 8).reshape(shape)
+
+
+def _mlp_point(start: int, labels: list[int]) -> Values:
+    """Two features, three hidden units, two classes, four rows."""
+    return {
+        "params.hidden.w": _eighths(2, 3, start=start),
+        "params.hidden.b": _eighths(3, start=start + 3),
+        "params.output.w": _eighths(3, 2, start=start + 11),
+        "params.output.b": _eighths(2, start=start + 5),
+        "x": _eighths(4, 2, start=start + 17),
+        "labels": np.array(labels),
+    }
+
+
+def _classifier_point(start: int, labels: list[int]) -> Values:
+    """Two features, three classes, four rows."""
+    return {
+        "w": _eighths(2, 3, start=start),
+        "b": _eighths(3, start=start + 4),
+        "x": _eighths(4, 2, start=start + 9),
+        "labels": np.array(labels),
+    }
 
 
 def _classifier_logits(v: Values) -> Array:
@@ -189,31 +195,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     of_scalar_value(
         "mlp_loss",
-        [
-            _mlp_point(
-                _eighths(2, 3, start=start),
-                _eighths(3, start=start + 3),
-                _eighths(3, 2, start=start + 11),
-                _eighths(2, start=start + 5),
-                _eighths(4, 2, start=start + 17),
-                np.array(labels),
-            )
-            for start, labels in ((0, [0, 1, 1, 0]), (8, [1, 1, 0, 0]), (16, [0, 0, 1, 0]))
-        ],
+        [_mlp_point(0, [0, 1, 1, 0]), _mlp_point(8, [1, 1, 0, 0]), _mlp_point(16, [0, 0, 1, 0])],
         value=lambda v: cross_entropy(_layers(v)[1], v["labels"]),
         gradient=_mlp_gradient,
     ),
     Scenario(
         "linear_classifier",
-        tuple(
-            {
-                "w": _eighths(2, 3, start=start),
-                "b": _eighths(3, start=start + 4),
-                "x": _eighths(4, 2, start=start + 9),
-                "labels": np.array(labels),
-            }
-            for start, labels in ((0, [0, 2, 1, 0]), (7, [1, 1, 0, 2]), (15, [2, 0, 1, 1]))
-        ),
+        (_classifier_point(0, [0, 2, 1, 0]), _classifier_point(7, [1, 1, 0, 2]), _classifier_point(15, [2, 0, 1, 1])),
         value=_classifier,
         jacobian=lambda v: blocks({("loss", name): array for name, array in _classifier_gradient(v).items()}),
         hessian=lambda v: complex_step(_classifier_gradient, v),

@@ -214,14 +214,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         [[0.5, 1.0], [-2.0, 3.5], [4.0, -1.25]],
         value=lambda x: (x[0] + 2 * x[1] - 7) ** 2 + (2 * x[0] + x[1] - 5) ** 2,
         gradient=_booth_gradient,
-        hessian=lambda x: [[10.0, 8.0], [8.0, 10.0]],
+        hessian=lambda _: [[10.0, 8.0], [8.0, 10.0]],
     ),
     of_vector(
         "matyas",
         [[1.0, -0.5], [2.5, 0.75], [-3.0, 1.25]],
         value=lambda x: 0.26 * (x @ x) - 0.48 * x[0] * x[1],
         gradient=lambda x: 0.52 * x - 0.48 * x[::-1],
-        hessian=lambda x: [[0.52, -0.48], [-0.48, 0.52]],
+        hessian=lambda _: [[0.52, -0.48], [-0.48, 0.52]],
     ),
     of_vector(
         "rastrigin",
@@ -258,7 +258,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     # Near its minimum: farther away the values leave float16.
     of_vector(
         "goldstein_price",
-        [[0.25, -0.75], [-0.25, -1.0], [0.125, -0.875]],
+        [[0.25, -0.75], [-0.25, -1.0], [0.125, -1.25]],
         value=_goldstein_price,
         gradient=_goldstein_price_gradient,
     ),
@@ -271,7 +271,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     of_vector(
         "six_hump_camel",
-        [[1.0, -0.5], [-1.5, 0.75], [0.5, 1.25]],
+        [[1.0, -0.5], [-1.25, 0.375], [0.5, 1.25]],
         value=_six_hump_camel,
         gradient=lambda x: np.array(
             [8 * x[0] - 8.4 * x[0] ** 3 + 2 * x[0] ** 5 + x[1], x[0] - 8 * x[1] + 16 * x[1] ** 3]

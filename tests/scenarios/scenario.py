@@ -73,6 +73,7 @@ def of_one_variable(
     function: str,
     points: Sequence[float],
     nth: Nth,
+    *,
     tolerance: float = 1.0,
     dtypes: tuple[str, ...] = ALL_DTYPES,
 ) -> Scenario:
@@ -96,6 +97,7 @@ def of_one_variable(
 def of_scalar_value(
     function: str,
     points: Sequence[Values],
+    *,
     value: Callable[[Values], ArrayLike],
     gradient: Callable[[Values], Mapping[str, ArrayLike]],
     hessian: Callable[[Values], Mapping[tuple[str, str], ArrayLike]] | None = None,
@@ -112,7 +114,8 @@ def of_scalar_value(
         if hessian is None:
             return complex_step(lambda v: arrays(gradient(v)), values)
         given = blocks(hessian(values))
-        return {(col, row): _transposed(block, values[row].ndim) for (row, col), block in given.items()} | given
+        mirrored = {(col, row): _transposed(block, values[row].ndim) for (row, col), block in given.items()}
+        return {**mirrored, **given}
 
     return Scenario(
         function,
@@ -129,6 +132,7 @@ def of_scalar_value(
 def of_vector(
     function: str,
     points: Sequence[Sequence[float]],
+    *,
     value: Callable[[Array], ArrayLike],
     gradient: Callable[[Array], ArrayLike],
     hessian: Callable[[Array], ArrayLike] | None = None,

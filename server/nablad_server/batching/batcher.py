@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
 
 from nablad.errors import Cancelled, DeadlineExceeded, Draining, Internal, NabladError, QueueFull
+
 from nablad_server.batching.lane import Lane
 from nablad_server.batching.policy import Policy
 from nablad_server.batching.ticket import Outcome, Prepared, Runner, State, Ticket
@@ -181,9 +181,9 @@ class Batcher:
                 lane.next_points(self._policy.max_points),
                 lambda error, seconds: self._prepared(key, error, seconds),
             )
-        except NabladError as error:
+        except Exception as error:
             self._preparing.discard(key)
-            self._fail(lane, error)
+            self._fail(lane, error if isinstance(error, NabladError) else _unexpected(error))
             return None
         if prepared is not None:
             self._preparing.discard(key)
@@ -224,9 +224,7 @@ class Batcher:
         seconds = self._clock() - started
         self._learn(batch[0].key, points, seconds)
         for ticket, result in zip(batch, results, strict=True):
-            ticket.future.set_result(
-                Outcome(result, points, started - ticket.arrived, ticket.compile_seconds, seconds)
-            )
+            ticket.future.set_result(Outcome(result, points, started - ticket.arrived, ticket.compile_seconds, seconds))
 
     def _estimate(self, key: Hashable, points: int) -> float | None:
         return self._costs.get((key, points.bit_length()))
@@ -267,6 +265,6 @@ def _copied(error: NabladError) -> NabladError:
 
 
 def _unexpected(error: Exception) -> NabladError:
-    internal = Internal(f"executing a batch failed: {type(error).__name__}")
+    internal = Internal(f"running a batch failed: {type(error).__name__}")
     internal.__cause__ = error
     return internal

@@ -37,7 +37,8 @@ class Lane:
         self._order = itertools.count()
 
     def offer(self, ticket: Ticket) -> None:
-        """Adds a waiting ticket."""
+        """Adds a ticket, which waits from now on."""
+        ticket.state = State.WAITING
         heapq.heappush(self._heap, (ticket.deadline, next(self._order), ticket))
         self._count(ticket, 1)
 
@@ -86,7 +87,9 @@ class Lane:
 
     def flush(self) -> list[Ticket]:
         """Removes every waiting ticket."""
-        waiting = [entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]) if entry[2].state is State.WAITING]
+        waiting = [
+            entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]) if entry[2].state is State.WAITING
+        ]
         for ticket in waiting:
             self._leave(ticket, State.DROPPED)
         self._heap.clear()

@@ -29,7 +29,7 @@ class Policy:
         return seconds is not None and seconds <= self.direct_seconds
 
     def blended(self, estimate: float | None, measured: float) -> float:
-        """The new estimate of a cost. Follows a fall at once and a rise slowly: rises are mostly the machine's noise."""
+        """The new estimate of a cost: follows a fall at once, and slowly a rise, which is mostly noise."""
         if estimate is None or measured < estimate:
             return measured
         return estimate + 0.1 * (measured - estimate)

@@ -12,6 +12,8 @@ from nablad.errors import NabladError
 class State(enum.Enum):
     """Where a ticket is on its way; it only ever moves down this list."""
 
+    NEW = enum.auto()
+    """Not in a lane yet."""
     WAITING = enum.auto()
     RUNNING = enum.auto()
     DROPPED = enum.auto()
@@ -54,7 +56,7 @@ class Ticket:
     arrived: float = 0.0
     compile_seconds: float = 0.0
     future: "Future[Outcome]" = field(default_factory=Future)
-    state: State = State.WAITING
+    state: State = State.NEW
 
 
 Done = Callable[[NabladError | None, float], None]

@@ -30,3 +30,6 @@ class Turns:
         self._tags[key] = max(self._tags.get(key, self._now), self._now) + seconds
         if len(self._tags) > MAX_TAGS:  # lanes behind the present have no claim and no debt: nothing to remember
             self._tags = {lane: tag for lane, tag in self._tags.items() if tag > self._now}
+            if len(self._tags) > MAX_TAGS:  # all in debt: the smaller half of the debts is forgiven
+                largest = sorted(self._tags.items(), key=lambda item: item[1])[-MAX_TAGS // 2 :]
+                self._tags = dict(largest)

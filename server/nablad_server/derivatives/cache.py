@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from nablad.errors import CompileQueueFull, Draining, NabladError
+from nablad.errors import CompileQueueFull, Draining, Internal, NabladError
+
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function
@@ -109,6 +110,9 @@ class ProgramCache:
                     program = self._compile(query, bucket)
                 except NabladError as refused:
                     error = refused
+                except Exception as unexpected:  # a defect must not end the only thread that compiles
+                    error = Internal(f"compiling {query} failed: {type(unexpected).__name__}")
+                    error.__cause__ = unexpected
             seconds = time.perf_counter() - started
             for done in self._publish(query, bucket, program):
                 done(error, seconds)
@@ -118,6 +122,8 @@ class ProgramCache:
             entry = self._entries[query]
             if entry.refused is not None:
                 raise entry.refused
+            if bucket in entry.programs:  # compiled between the caller's look and its request
+                return entry.programs[bucket]
         if entry.traced is None:
             try:
                 entry.traced = trace(query, self._constants.setdefault(query.function, {}))
@@ -131,7 +137,7 @@ class ProgramCache:
             self._pending -= 1
             entry = self._entries[query]
             if program is not None:
-                self._count += 1
+                self._count += bucket not in entry.programs
                 entry.programs[bucket] = program
             self._evict(query)
             return entry.waiting.pop(bucket)

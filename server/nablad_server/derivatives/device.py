@@ -1,11 +1,12 @@
 """Process-wide settings of JAX and XLA, made once before anything is computed."""
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 
 import jax
-import jaxlib
+from jaxlib import version as jaxlib_version
 
 from nablad_server.functions import precision  # 64-bit mode is switched on there
 
@@ -27,10 +28,11 @@ def configure(compile_cache: Path | None) -> None:
         return
     directory = compile_cache / _machine()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_mode & 0o022:
+    found = directory.stat()
+    if found.st_mode & 0o022 or found.st_uid != os.geteuid():
         raise PermissionError(
-            f"{directory} can be written by others, who could run code here; run chmod go-w on it, or choose another "
-            "directory with --compile-cache"
+            f"{directory} belongs to another user or can be written by others, who could run code here; run chown and "
+            "chmod go-w on it, or choose another directory with --compile-cache"
         )
     jax.config.update("jax_compilation_cache_dir", str(directory))
     # By default only programs that took long are kept; here short ones are the most.
@@ -45,4 +47,4 @@ def _machine() -> str:
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         features += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
+    return f"jaxlib-{jaxlib_version.__version__}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.jet import jet
-
 from nablad.errors import InvalidOption
 from nablad.v1 import differentiation_pb2, function_pb2
+
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.signature import ArraySpec
 
@@ -134,7 +134,7 @@ def _hessian_diagonal(f: FlatFunction, query: Query) -> PointFunction:
         chosen = _pick(point, query.wrt)
         scalar = _scalar(f, query, point, query.wrt)
         value, gradient = _value_and_gradient(scalar, query.mode == FORWARD)(chosen)
-        gradient_of = lambda moved: _value_and_gradient(scalar, query.mode == FORWARD)(moved)[1]  # noqa: E731
+        gradient_of = lambda moved: _value_and_gradient(scalar, query.mode == FORWARD)(moved)[1]
 
         def element(which: int, position: Any) -> Any:
             tangent = [jnp.zeros_like(leaf) for leaf in chosen]
@@ -144,7 +144,11 @@ def _hessian_diagonal(f: FlatFunction, query: Query) -> PointFunction:
 
         # One row of the Hessian lives at a time: lax.map, not vmap.
         diagonals = tuple(
-            jax.lax.map(lambda position, which=which: element(which, position), jnp.arange(leaf.size)).reshape(leaf.shape)
+            leaf
+            if leaf.size == 0
+            else jax.lax.map(lambda position, which=which: element(which, position), jnp.arange(leaf.size)).reshape(
+                leaf.shape
+            )
             for which, leaf in enumerate(chosen)
         )
         return (value,), gradient, diagonals
@@ -154,10 +158,13 @@ def _hessian_diagonal(f: FlatFunction, query: Query) -> PointFunction:
 
 def _product(gradient: Callable[[Leaves], Leaves], chosen: Leaves, tangent: Leaves, reverse: bool) -> Leaves:
     """Hessian times tangent: the derivative of the gradient along it, or the gradient of gradient · tangent."""
-    if not reverse:
-        return jax.jvp(gradient, (chosen,), (tangent,))[1]
-    _, pullback = jax.vjp(gradient, chosen)
-    return pullback(tangent)[0]  # the Hessian is symmetric
+    product: Leaves
+    if reverse:
+        _, pullback = jax.vjp(gradient, chosen)
+        (product,) = pullback(tangent)  # the Hessian is symmetric
+    else:
+        _, product = jax.jvp(gradient, (chosen,), (tangent,))
+    return product
 
 
 def _hvp(f: FlatFunction, query: Query) -> PointFunction:
@@ -170,10 +177,8 @@ def _hvp(f: FlatFunction, query: Query) -> PointFunction:
             (value, gradient), (_, product) = jax.jvp(value_and_gradient, (chosen,), (tangent,))
             return (value,), gradient, product
         value, gradient = value_and_gradient(chosen)
-        one = lambda vector: _product(  # noqa: E731
-            lambda moved: value_and_gradient(moved)[1], chosen, vector, query.mode == REVERSE
-        )
-        return (value,), gradient, (one if query.stack is None else jax.vmap(one))(tangent)
+        one = lambda vector: _product(lambda moved: value_and_gradient(moved)[1], chosen, vector, query.mode == REVERSE)
+        return (value,), gradient, _each(one, query.stack)(tangent)
 
     return hvp
 
@@ -185,7 +190,7 @@ def _jvp(f: FlatFunction, query: Query) -> PointFunction:
         if query.stack is None:
             return jax.jvp(alone, (chosen,), (vectors,))
         values, push = jax.linearize(alone, chosen)
-        return values, jax.vmap(push)(vectors)
+        return values, _each(push, query.stack)(vectors)
 
     return jvp
 
@@ -193,8 +198,8 @@ def _jvp(f: FlatFunction, query: Query) -> PointFunction:
 def _vjp(f: FlatFunction, query: Query) -> PointFunction:
     def vjp(point: Leaves, vectors: Leaves) -> Groups:
         values, pullback = jax.vjp(_alone(f, query, point, query.wrt), _pick(point, query.wrt))
-        one = lambda cotangent: pullback(cotangent)[0]  # noqa: E731
-        return values, (one if query.stack is None else jax.vmap(one))(vectors)
+        one = lambda cotangent: pullback(cotangent)[0]
+        return values, _each(one, query.stack)(vectors)
 
     return vjp
 
@@ -227,7 +232,7 @@ def _normalised(vector: Leaves) -> tuple[Leaves, Any]:
 def _derivative(f: FlatFunction, query: Query) -> PointFunction:
     def derivative(point: Leaves, _: Leaves) -> Groups:
         (x,) = _pick(point, query.wrt)
-        alone = lambda moved: _alone(f, query, point, query.wrt)((moved,))  # noqa: E731
+        alone = lambda moved: _alone(f, query, point, query.wrt)((moved,))
         try:
             values, orders = _taylor(alone, x, query.order)
         except Exception as error:  # jet raises errors of many types where it has no rule
@@ -264,6 +269,12 @@ def _nested(alone: Callable[[Any], Leaves], x: Any, order: int) -> tuple[Leaves,
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _each(one: Callable[[Leaves], Leaves], stack: int | None) -> Callable[[Leaves], Leaves]:
+    """What maps one vector, or each vector of a stack."""
+    every: Callable[[Leaves], Leaves] = one if stack is None else jax.vmap(one)
+    return every
 
 
 def _filled(
@@ -335,10 +346,28 @@ OPERATORS: dict[int, Operator] = {
 
 def point_function(query: Query) -> PointFunction:
     """The function of one point that a query asks for, ready to be traced."""
-    return OPERATORS[query.operator].build(query.function.flat, query)
+    compute = OPERATORS[query.operator].build(query.function.flat, query)
+
+    def converted(point: Leaves, vectors: Leaves) -> Groups:
+        groups = compute(point, vectors)
+        return tuple(
+            tuple(jnp.asarray(array, spec.dtype) for array, spec in zip(group, specs, strict=True))
+            for group, specs in zip(groups, result_specs(query), strict=True)
+        )
+
+    return converted
+
+
+def result_specs(query: Query) -> tuple[tuple[ArraySpec, ...], ...]:
+    """The shapes and dtypes of the result for one point, known without tracing.
+
+    Values have their output's dtype, derivatives with respect to one input that input's, and blocks the wider of their
+    row's and column's; what JAX promotes differently from mode to mode is converted.
+    """
+    return OPERATORS[query.operator].results(query)
 
 
 def result_bytes(query: Query) -> int:
     """The bytes of the result for one point."""
-    groups = OPERATORS[query.operator].results(query)
+    groups = result_specs(query)
     return sum(math.prod(spec.shape) * spec.dtype.itemsize for group in groups for spec in group)

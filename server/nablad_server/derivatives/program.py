@@ -1,6 +1,7 @@
 """A Program: one query compiled for one bucket, that is, for a fixed number of points at a time."""
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,9 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
-
 from nablad.errors import CompileFailed, NabladError, NotDifferentiable
 from nablad.tensors import Array
+
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.precision import precision_of
@@ -22,8 +23,8 @@ HOISTED_BYTES = 64 * 1024
 makes each compilation slow and lies in memory once a program."""
 
 
-Constants = dict[tuple[int, int, str], tuple[Array, jax.Array]]
-"""Large constants by address, bytes and dtype: the array, and its copy on the device."""
+Constants = dict[tuple[tuple[int, ...], str, bytes], jax.Array]
+"""Large constants on the device, by shape, dtype and a digest of their bytes."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,13 @@ def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
     dtype = array.dtype if wide else jax.dtypes.canonicalize_dtype(array.dtype)
     if array.nbytes < HOISTED_BYTES:
         return array.astype(dtype, copy=False)
-    key = (array.__array_interface__["data"][0], array.nbytes, str(dtype))
+    array = np.ascontiguousarray(array.astype(dtype, copy=False))
+    # By content: an address says nothing of strides (a matrix and its transpose share it), and a function that makes the
+    # constant anew at every trace would have one copy for each.
+    key = (array.shape, str(dtype), hashlib.blake2b(array.reshape(-1).view(np.uint8)).digest())
     if key not in kept:
-        # The array is kept beside its copy, so that its address is not given to another one.
-        kept[key] = (array, jax.device_put(array.astype(dtype, copy=False)))
-    return kept[key][1]
+        kept[key] = jax.device_put(array)
+    return kept[key]
 
 
 def compile_program(traced: Traced, bucket: int) -> Program:

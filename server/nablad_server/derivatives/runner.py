@@ -3,12 +3,13 @@
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-
 from nablad.errors import FunctionFailed, NabladError, ResourceExhausted
 from nablad.tensors import Array
+
 from nablad_server.derivatives.cache import Done, ProgramCache
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.program import Program
@@ -18,7 +19,8 @@ MAX_PIECES = 8
 """A batch runs in at most so many pieces of a smaller bucket that is warm, rather than wait for a compilation."""
 
 
-class Points(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Points:
     """Some points of one query: for every array the bytes of all the points, row-major, the points axis first."""
 
     count: int
@@ -130,7 +132,7 @@ def _joined(query: Query, members: Sequence[Points], padding: int) -> list[Array
     return arrays
 
 
-def _view(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Array:  # type: ignore[type-arg]
+def _view(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     return np.frombuffer(data, dtype).reshape(shape)
 
 

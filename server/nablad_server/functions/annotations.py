@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import AbstractArray
-
 from nablad.tensors import NUMBERS
+
 from nablad_server.functions.signature import Dim, Signature, TensorSpec
 
 
@@ -27,7 +27,10 @@ def signature_of(call: Callable[..., Any], inputs: Mapping[str, Any] | None, out
     Raises:
         ValueError: an annotation says nothing of shapes that the wire could carry; the message names it.
     """
-    hints = typing.get_type_hints(call)
+    try:
+        hints = typing.get_type_hints(call)
+    except Exception as error:  # annotations that are text are code, run now
+        raise ValueError(f"its annotations cannot be read: {type(error).__name__}: {error}") from error
     explicit = dict(inputs or {})
     arguments: dict[str, Any] = {}
     for parameter in inspect.signature(call).parameters.values():
@@ -82,7 +85,7 @@ def spec(annotation: Any) -> Any:
 
 
 def _dtypes(annotation: type[AbstractArray]) -> tuple[np.dtype[Any], ...]:
-    names = annotation.dtypes
+    names: Any = annotation.dtypes
     if not isinstance(names, tuple | list):  # jaxtyping's Shaped: any dtype
         return ()
     known = {dtype.name: dtype for dtype in NUMBERS}

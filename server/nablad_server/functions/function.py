@@ -8,9 +8,9 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
+
 from nablad_server.functions.annotations import signature_of
 from nablad_server.functions.precision import precision_of
 from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape, flatten_outputs
@@ -204,8 +204,8 @@ def build(call: Callable[..., Any], source: str) -> Function:
     Raises:
         ValueError: the name, version, annotations or result do not fit; the message names the function and the reason.
     """
-    options = getattr(call, MARK, _Options(None, 1, None, None, {}, ()))
-    name = options.name or getattr(call, "__name__", "")
+    options: _Options = getattr(call, MARK, _Options(None, 1, None, None, {}, ()))
+    name = str(options.name or getattr(call, "__name__", ""))
     try:
         if not NAME.fullmatch(name):
             raise ValueError("the name is not a letter followed by letters, digits, '_', '-' or '.'; give name=")
@@ -233,7 +233,11 @@ def _outputs(built: Function, sizes: Mapping[str, int]) -> tuple[TensorSpec, ...
     if unknown:
         raise ValueError(f"sizes= names {sorted(unknown)}; the symbols are {list(signature.symbols)}")
     free = [symbol for symbol in signature.symbols if symbol not in sizes]
-    trials = [dict(zip(free, range(start, start + len(free)), strict=True)) | dict(sizes) for start in (3, 13)]
+    # Different steps, so that an output of size n + 1 is not taken for one of the next symbol's size.
+    trials = [
+        {symbol: start + step * index for index, symbol in enumerate(free)} | dict(sizes)
+        for start, step in ((3, 1), (13, 2))
+    ]
     float64 = np.dtype(np.float64)
     seen = [built.outputs_at(signature.at(trial, float64)) for trial in trials]
     inferred = []
@@ -259,9 +263,7 @@ def _floats_of(signature: Signature) -> tuple[np.dtype[Any], ...]:
     return tuple(dtype for dtype in found if ArraySpec((), dtype).differentiable)
 
 
-def _agree(
-    declared: Sequence[TensorSpec], seen: Sequence[tuple[str, ArraySpec]], sizes: Mapping[str, int]
-) -> None:
+def _agree(declared: Sequence[TensorSpec], seen: Sequence[tuple[str, ArraySpec]], sizes: Mapping[str, int]) -> None:
     if [spec.name for spec in declared] != [name for name, _ in seen]:
         names = [name for name, _ in seen]
         raise ValueError(f"it is declared to return {[spec.name for spec in declared]} but returns {names}")
@@ -270,7 +272,9 @@ def _agree(
         bound = None if shape is None else [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in shape]
         fits = bound is None or (
             len(bound) == len(array.shape)
-            and all(want in (None, have) or isinstance(want, str) for want, have in zip(bound, array.shape, strict=True))
+            and all(
+                want in (None, have) or isinstance(want, str) for want, have in zip(bound, array.shape, strict=True)
+            )
         )
         if not fits:
             raise ValueError(

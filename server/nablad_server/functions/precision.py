@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", message="Explicitly requested dtype .* is not 
 
 
 def is_wide(inputs: Iterable[ArraySpec]) -> bool:
-    """Whether the program for these inputs runs in 64-bit mode: some floating-point input is 64 bits, or none is one."""
+    """Whether their program runs in 64-bit mode: some floating-point input is 64 bits wide, or there is none."""
     inputs = list(inputs)
     return any(spec.wide for spec in inputs) or not any(
         spec.differentiable or np.issubdtype(spec.dtype, np.complexfloating) for spec in inputs
@@ -30,4 +30,5 @@ def is_wide(inputs: Iterable[ArraySpec]) -> bool:
 
 def precision_of(inputs: Iterable[ArraySpec]) -> AbstractContextManager[None]:
     """The context in which a program for these inputs is traced and lowered."""
-    return jax.enable_x64(is_wide(inputs))
+    context: AbstractContextManager[None] = jax.enable_x64(is_wide(inputs))
+    return context

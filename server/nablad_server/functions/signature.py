@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-
 from nablad import trees
 from nablad.errors import WrongDtype, WrongShape
 from nablad.tensors import NUMBERS
@@ -144,7 +143,7 @@ class Signature:
         """Concrete inputs for given symbol sizes, floating-point ones of `dtype` where they may be."""
         return tuple(
             ArraySpec(
-                tuple(sizes[dim] if isinstance(dim, str) else dim or 1 for dim in spec.shape or ()),
+                tuple(sizes[dim] if isinstance(dim, str) else 1 if dim is None else dim for dim in spec.shape or ()),
                 dtype if not spec.dtypes or dtype in spec.dtypes else _widest(spec.dtypes),
             )
             for spec in self.inputs
@@ -163,8 +162,6 @@ class Signature:
                     field=f"{path}.tensor.dtype",
                     metadata={"input": spec.name, "dtype": array.dtype.name},
                 )
-            if spec.shape is None:
-                continue
             reason = _mismatch(spec, array.shape, sizes)
             if reason:
                 raise WrongShape(
@@ -178,7 +175,8 @@ class Signature:
 
 def _mismatch(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> str:
     """Why a shape does not fit, or the empty string; binds new symbols in `sizes`."""
-    assert spec.shape is not None
+    if spec.shape is None:
+        return ""
     if len(shape) != len(spec.shape):
         return f"{len(spec.shape)} axes, not {len(shape)}"
     for axis, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):

@@ -1,12 +1,11 @@
 """CatalogService: what functions there are."""
 
-
 import grpc
-
 from nablad.errors import InvalidOption
 from nablad.tensors import NUMBERS
 from nablad.v1 import catalog_pb2 as pb
 from nablad.v1 import function_pb2
+
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
@@ -39,7 +38,7 @@ def catalog_service(registry: Registry, gate: Gate) -> grpc.GenericRpcHandler:
     def describe_function(request: pb.DescribeFunctionRequest, _: grpc.ServicerContext) -> pb.DescribeFunctionResponse:
         return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
 
-    handlers: dict[str, grpc.RpcMethodHandler] = {
+    handlers: "dict[str, grpc.RpcMethodHandler[bytes, bytes]]" = {
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
         "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
     }
@@ -63,7 +62,7 @@ def describe(function: Function, documentation: bool) -> function_pb2.Function:
 
 
 def _summary(documentation: str) -> str:
-    paragraph = " ".join(documentation.split("\n\n")[0].split())
+    paragraph = " ".join(documentation.split("\n\n", maxsplit=1)[0].split())
     sentence, stop, _ = paragraph.partition(". ")
     return sentence + stop.strip()
 

@@ -1,13 +1,14 @@
 """DifferentiationService: each RPC is a row, decode → run → encode."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
-
 from nablad.v1 import differentiation_pb2 as pb
+
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.ticket import Outcome, Ticket
 from nablad_server.serving import encode
@@ -53,6 +54,10 @@ def ticket_of(decoded: Decoded, deadline: float = float("inf")) -> Ticket:
     )
 
 
+def _cancel(batcher: Batcher, ticket: Ticket) -> None:
+    batcher.cancel(ticket)
+
+
 def _deadline(context: grpc.ServicerContext) -> float:
     """The call's deadline on time.monotonic's clock; one too far off to count with is none."""
     remaining = context.time_remaining()
@@ -67,7 +72,7 @@ def differentiation_service(decoder: Decoder, batcher: Batcher, gate: Gate) -> g
             decoded = rpc.decode(decoder, request)
             ticket = ticket_of(decoded, _deadline(context))
             # Called when the caller goes away, and harmlessly at the end of every call.
-            context.add_callback(lambda: batcher.cancel(ticket))
+            context.add_callback(functools.partial(_cancel, batcher, ticket))
             return rpc.encode(decoded, batcher.call(ticket, gate.parked))
 
         return respond

@@ -14,7 +14,6 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
-
 from nablad.errors import Internal, Loading, MalformedRequest, NabladError, to_status
 
 _Request = TypeVar("_Request", bound=Message)
@@ -51,7 +50,6 @@ class Gate:
             raise Loading("the server is warming up; retry in a moment", retry_after=1.0)
 
 
-
 class _Parked:
     """Gives a permit back on entering, and takes one again on leaving."""
 
@@ -70,7 +68,7 @@ def endpoint(
     request_type: type[_Request],
     respond: Callable[[_Request, grpc.ServicerContext], Message],
     gate: Gate,
-) -> grpc.RpcMethodHandler:
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """A unary RPC's handler.
 
     `respond` computes the response or raises a NabladError, which becomes the call's status; any other exception is a
@@ -86,7 +84,7 @@ def endpoint(
             failed = error
             if isinstance(error, Internal):
                 failed = _reported(name, error)
-        except Exception as error:  # noqa: BLE001 - the last resort: no exception may reach the transport
+        except Exception as error:
             failed = _reported(name, error)
         context.abort_with_status(rpc_status.to_status(to_status(failed)))
         raise AssertionError("abort_with_status raises")
@@ -110,4 +108,3 @@ def _reported(name: str, error: Exception) -> Internal:
         f"a defect of the server ended this call; report it with the request id {request_id}",
         metadata={"request_id": request_id},
     )
-

@@ -29,7 +29,7 @@ def load(target: str) -> list[Function]:
             which and why.
     """
     path = Path(target)
-    if path.suffix == ".py" or path.exists():
+    if path.suffix == ".py" or path.is_file():  # a directory may be a package
         return _functions(_imported_file(path), f"file:{path.name}")
     try:
         module = importlib.import_module(target)

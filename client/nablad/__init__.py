@@ -1,0 +1,49 @@
+"""Derivatives as a service: the client.
+
+    from nablad import Client
+
+    with Client("127.0.0.1:50051") as client:
+        f = client.function("rosenbrock")
+        result = f.gradient([1.0, 2.0, 3.0])
+        result.value, result.gradient
+
+`nablad.aio` has the same for asyncio, `nablad.errors` what calls raise, `nablad.v1` the generated messages.
+"""
+
+from nablad import aio, errors
+from nablad.client import Client, Function
+from nablad.errors import NabladError
+from nablad.results import (
+    Derivative,
+    DirectionalDerivative,
+    Evaluation,
+    Execution,
+    FunctionInfo,
+    Gradient,
+    Hessian,
+    Hvp,
+    Jacobian,
+    Jvp,
+    TensorInfo,
+    Vjp,
+)
+
+__all__ = [
+    "Client",
+    "Derivative",
+    "DirectionalDerivative",
+    "Evaluation",
+    "Execution",
+    "Function",
+    "FunctionInfo",
+    "Gradient",
+    "Hessian",
+    "Hvp",
+    "Jacobian",
+    "Jvp",
+    "NabladError",
+    "TensorInfo",
+    "Vjp",
+    "aio",
+    "errors",
+]

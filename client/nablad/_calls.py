@@ -1,0 +1,344 @@
+"""Every call as data: what to send and how to read the answer. Pure: both clients only carry it out.
+
+Each operator is one function from the caller's arguments to a Call.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from google.protobuf.message import Message
+
+from nablad import results, trees
+from nablad._arguments import Arguments, Batched, argument_of, arrange_outputs, arrays, output_tensors
+from nablad.errors import InvalidArgument
+from nablad.tensors import DTYPES, to_array
+from nablad.v1 import catalog_pb2, function_pb2, tensor_pb2
+from nablad.v1 import differentiation_pb2 as pb
+
+Mode = Literal["auto", "forward", "reverse"]
+Names = str | Sequence[str] | None
+_R_co = TypeVar("_R_co", covariant=True)
+
+_MODES = {"auto": pb.MODE_AUTO, "forward": pb.MODE_FORWARD, "reverse": pb.MODE_REVERSE}
+
+
+class _Missing:
+    """The absence of an argument for which None is a value."""
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[_R_co]):
+    """A request, and how to read its response."""
+
+    request: Message
+    read: Callable[[Any], _R_co]
+
+
+@dataclass(frozen=True)
+class Call(Generic[_R_co]):
+    """One call of an operator.
+
+    Attributes:
+        method: the RPC's name.
+        function: the reference, `name` or `name@version`.
+        prepare: makes the request once the function's description is known.
+    """
+
+    method: str
+    function: str
+    prepare: Callable[[results.FunctionInfo], Prepared[_R_co]]
+
+
+def evaluate(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any], *, outputs: Names, batched: Batched
+) -> Call[results.Evaluation]:
+    """The function itself."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Evaluation]:
+        arguments = Arguments.bind(info, positional, named)
+        request = pb.EvaluateRequest(
+            function=function, inputs=arguments.tensors(batched), outputs=_outputs(info, outputs)
+        )
+        return Prepared(request, lambda response: results.Evaluation(*_common(response, response.values)))
+
+    return Call("Evaluate", function, prepare)
+
+
+def gradient(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, wrt: Names, output: str | None, mode: Mode, batched: Batched,
+) -> Call[results.Gradient]:  # fmt: skip
+    """First derivatives of a scalar output."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Gradient]:
+        arguments = Arguments.bind(info, positional, named)
+        chosen = arguments.choose(wrt)
+        request = pb.GradientRequest(
+            function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
+            mode=_mode(mode),
+        )  # fmt: skip
+        return Prepared(request, lambda response: results.Gradient(
+            *_common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
+        ))  # fmt: skip
+
+    return Call("Gradient", function, prepare)
+
+
+def jacobian(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, wrt: Names, outputs: Names, mode: Mode, batched: Batched,
+) -> Call[results.Jacobian]:  # fmt: skip
+    """First derivatives of any outputs."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Jacobian]:
+        arguments = Arguments.bind(info, positional, named)
+        chosen = arguments.choose(wrt)
+        request = pb.JacobianRequest(
+            function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=_outputs(info, outputs),
+            mode=_mode(mode),
+        )  # fmt: skip
+
+        def read(response: pb.JacobianResponse) -> results.Jacobian:
+            rows = {row: chosen.arrange(columns) for row, columns in _rows(response.blocks).items()}
+            return results.Jacobian(*_common(response, response.values, response.blocks), arrange_outputs(rows))
+
+        return Prepared(request, read)
+
+    return Call("Jacobian", function, prepare)
+
+
+def hessian(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, wrt: Names, columns: Names, diagonal: bool, output: str | None, mode: Mode, batched: Batched,
+) -> Call[results.Hessian]:  # fmt: skip
+    """Second derivatives of a scalar output."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Hessian]:
+        arguments = Arguments.bind(info, positional, named)
+        rows = arguments.choose(wrt)
+        across = rows if columns is None else arguments.choose(columns)
+        structure = pb.HESSIAN_STRUCTURE_DIAGONAL if diagonal else pb.HESSIAN_STRUCTURE_DENSE
+        request = pb.HessianRequest(
+            function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
+            columns=() if columns is None else across.leaves, output=output or "", structure=structure,
+            mode=_mode(mode),
+        )  # fmt: skip
+
+        def read(response: pb.HessianResponse) -> results.Hessian:
+            if diagonal:
+                found = rows.arrange(arrays(response.diagonals))
+            else:
+                found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
+            common = _common(response, response.values, response.gradients, response.blocks, response.diagonals)
+            return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found)
+
+        return Prepared(request, read)
+
+    return Call("Hessian", function, prepare)
+
+
+def hvp(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, tangent: Any, stacked: bool, wrt: Names, output: str | None, mode: Mode, batched: Batched,
+    tangent_batched: Batched | None,
+) -> Call[results.Hvp]:  # fmt: skip
+    """Hessian times tangents."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Hvp]:
+        inputs, vector = _split(info, positional, named, tangent, "tangent")
+        arguments = Arguments.bind(info, inputs, named)
+        tangents, moved = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
+        chosen = moved if wrt is None else arguments.choose(wrt)
+        request = pb.HvpRequest(
+            function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
+            wrt=() if wrt is None else chosen.leaves, output=output or "", mode=_mode(mode),
+        )  # fmt: skip
+        return Prepared(request, lambda response: results.Hvp(
+            *_common(response, response.values, response.gradients, response.products),
+            chosen.arrange(arrays(response.gradients)), chosen.arrange(arrays(response.products)),
+        ))  # fmt: skip
+
+    return Call("Hvp", function, prepare)
+
+
+def jvp(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, tangent: Any, stacked: bool, outputs: Names, batched: Batched, tangent_batched: Batched | None,
+) -> Call[results.Jvp]:  # fmt: skip
+    """Jacobian times tangents."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Jvp]:
+        inputs, vector = _split(info, positional, named, tangent, "tangent")
+        arguments = Arguments.bind(info, inputs, named)
+        tangents, _ = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
+        request = pb.JvpRequest(
+            function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
+            outputs=_outputs(info, outputs),
+        )  # fmt: skip
+        return Prepared(request, lambda response: results.Jvp(
+            *_common(response, response.values, response.products), arrange_outputs(arrays(response.products))
+        ))  # fmt: skip
+
+    return Call("Jvp", function, prepare)
+
+
+def vjp(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, cotangent: Any, stacked: bool, wrt: Names, batched: Batched, cotangent_batched: Batched | None,
+) -> Call[results.Vjp]:  # fmt: skip
+    """Cotangents times Jacobian."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Vjp]:
+        inputs, vector = _split(info, positional, named, cotangent, "cotangent")
+        arguments = Arguments.bind(info, inputs, named)
+        chosen = arguments.choose(wrt)
+        request = pb.VjpRequest(
+            function=function, inputs=arguments.tensors(batched), stacked=stacked, wrt=chosen.leaves,
+            cotangents=output_tensors(info, vector, _vector_batched(batched, cotangent_batched)),
+        )  # fmt: skip
+        return Prepared(request, lambda response: results.Vjp(
+            *_common(response, response.values, response.products), chosen.arrange(arrays(response.products))
+        ))  # fmt: skip
+
+    return Call("Vjp", function, prepare)
+
+
+def directional_derivative(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, direction: Any, output: str | None, batched: Batched, direction_batched: Batched | None,
+) -> Call[results.DirectionalDerivative]:  # fmt: skip
+    """Rate of change along a unit direction."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.DirectionalDerivative]:
+        inputs, vector = _split(info, positional, named, direction, "direction")
+        arguments = Arguments.bind(info, inputs, named)
+        tensors, chosen = arguments.vectors(vector, _vector_batched(batched, direction_batched), "direction")
+        request = pb.DirectionalDerivativeRequest(
+            function=function, inputs=arguments.tensors(batched), direction=tensors, output=output or ""
+        )
+        return Prepared(request, lambda response: results.DirectionalDerivative(
+            *_common(response, response.values, response.steepest_ascent, [response.derivative, response.max_rate]),
+            to_array(response.derivative.tensor), chosen.arrange(arrays(response.steepest_ascent)),
+            to_array(response.max_rate.tensor),
+        ))  # fmt: skip
+
+    return Call("DirectionalDerivative", function, prepare)
+
+
+def derivative(
+    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, order: int, wrt: str | None, outputs: Names, batched: Batched,
+) -> Call[results.Derivative]:  # fmt: skip
+    """Derivatives of orders 1 to n in one real variable."""
+
+    def prepare(info: results.FunctionInfo) -> Prepared[results.Derivative]:
+        arguments = Arguments.bind(info, positional, named)
+        if order < 0:
+            raise InvalidArgument(f"order is {order}; expected 1 or more")
+        request = pb.DerivativeRequest(
+            function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=_outputs(info, outputs),
+            order=order,
+        )  # fmt: skip
+        return Prepared(request, lambda response: results.Derivative(
+            *_common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
+        ))  # fmt: skip
+
+    return Call("Derivative", function, prepare)
+
+
+def describe_request(function: str) -> catalog_pb2.DescribeFunctionRequest:
+    """The request that asks for a function's description."""
+    return catalog_pb2.DescribeFunctionRequest(function=function)
+
+
+def describe(function: function_pb2.Function) -> results.FunctionInfo:
+    """A function's description, read."""
+    return results.FunctionInfo(
+        name=function.name,
+        version=function.version,
+        summary=function.summary,
+        documentation=function.documentation,
+        source=function.source,
+        inputs=tuple(map(_tensor_info, function.signature.inputs)),
+        outputs=tuple(map(_tensor_info, function.signature.outputs)),
+        operators=tuple(_operator_name(operator) for operator in function.operators),
+    )
+
+
+def _tensor_info(spec: function_pb2.TensorSpec) -> results.TensorInfo:
+    shape = tuple(
+        dim.size if dim.HasField("size") else dim.symbol if dim.HasField("symbol") else None for dim in spec.shape
+    )
+    names = tuple(
+        DTYPES[dtype].name if dtype in DTYPES else tensor_pb2.Dtype.Name(dtype).removeprefix("DTYPE_").lower()
+        for dtype in spec.dtypes
+    )
+    return results.TensorInfo(spec.name, names, None if spec.any_shape else shape, spec.differentiable)
+
+
+def _operator_name(operator: function_pb2.Operator.ValueType) -> str:
+    if operator not in function_pb2.Operator.values():  # of a server newer than this client
+        return f"operator_{operator}"
+    return function_pb2.Operator.Name(operator).removeprefix("OPERATOR_").lower()
+
+
+def _split(
+    info: results.FunctionInfo, positional: Sequence[Any], named: Mapping[str, Any], vector: Any, what: str
+) -> tuple[Sequence[Any], Any]:
+    """The inputs and the vector: the latter by keyword, or by position after all inputs."""
+    if vector is not MISSING:
+        return positional, vector
+    parameters = len(dict.fromkeys(argument_of(spec.name) for spec in info.inputs))
+    if positional and len(positional) + len(named) == parameters + 1:
+        return positional[:-1], positional[-1]
+    raise InvalidArgument(f"give the {what} after the inputs of {info.reference}, or as {what}=")
+
+
+def _vector_batched(inputs: Batched, vectors: Batched | None) -> Batched:
+    """Whether vectors run over points: if not said, when any input does."""
+    return bool(inputs) if vectors is None else vectors
+
+
+def _outputs(info: results.FunctionInfo, names: Names) -> list[str]:
+    """The outputs that names mean: outputs, or the parts of a structure under that key."""
+    wanted = [names] if isinstance(names, str) else list(names or ())
+    known = [spec.name for spec in info.outputs]
+    found: list[str] = []
+    for name in wanted:
+        inside = [output for output in known if output != name and str(trees.parse(output)[0]) == name]
+        found += inside if name not in known and inside else [name]
+    return found
+
+
+def _mode(mode: Mode) -> pb.Mode.ValueType:
+    if mode not in _MODES:
+        raise InvalidArgument(f"mode is {mode!r}; expected one of {', '.join(_MODES)}")
+    return _MODES[mode]
+
+
+def _rows(blocks: Sequence[tensor_pb2.Block]) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for block in blocks:
+        rows.setdefault(block.row, {})[block.column] = to_array(block.tensor)
+    return rows
+
+
+def _common(response: Any, values: Any, *others: Any) -> tuple[Any, bool, results.Execution]:
+    """What all results have: value, non_finite, execution."""
+    execution = response.execution
+    flagged = any(item.non_finite for group in (values, *others) for item in group)
+    return (
+        arrange_outputs(arrays(values)),
+        flagged,
+        results.Execution(
+            execution.function,
+            execution.batch_points,
+            execution.queue_nanoseconds * 1e-9,
+            execution.compile_nanoseconds * 1e-9,
+            execution.compute_nanoseconds * 1e-9,
+        ),
+    )

@@ -1,0 +1,42 @@
+"""The settings of a channel that production callers need, as defaults."""
+
+import json
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            # Every RPC is pure: repeating one is safe.
+            "name": [{"service": "nablad.v1.DifferentiationService"}, {"service": "nablad.v1.CatalogService"}],
+            "waitForReady": False,
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # After many failures retries stop for a while, so that they do not bury a server that is coming back.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+}
+
+
+def options(retries: bool) -> list[tuple[str, str | int]]:
+    """The channel options, with or without retries of UNAVAILABLE."""
+    config = dict(_SERVICE_CONFIG) if retries else {"loadBalancingConfig": _SERVICE_CONFIG["loadBalancingConfig"]}
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        # Results are bounded by the server; requests by the server's limit, which it reports.
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        # Retries silently stop for requests above the buffer's default of 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", 256 << 20),
+        # Connections that died without a word are noticed within a minute and a half, idle ones are left alone.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

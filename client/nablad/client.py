@@ -1,0 +1,318 @@
+"""The synchronous client."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from nablad import _calls, _health, results
+from nablad._arguments import Batched
+from nablad._calls import MISSING, Call, Mode, Names
+from nablad._channel import DEFAULT_ADDRESS, options
+from nablad.errors import InvalidArgument, NotFound, from_rpc_error
+from nablad.v1 import catalog_pb2, catalog_pb2_grpc, differentiation_pb2_grpc
+
+_R = TypeVar("_R")
+
+
+class Client:
+    """A connection to a nablad server. Safe to share between threads; close it, or use it in a `with` statement.
+
+    Every operator takes the function's name (`"rosenbrock"`, or `"rosenbrock@2"` for a fixed version) and then its
+    arguments, by position or by name, as Python would; arrays, lists and nested structures of them are welcome.
+    An argument called like one of an operator's own options is given by position.
+
+    Options that the operators share:
+
+    - `wrt`: the argument (or leaf, such as `"params.hidden.w"`) to differentiate with respect to, or several. One by
+      name gives a bare result, several give a dictionary; by default all floating-point ones, bare if there is one.
+    - `output`, `outputs`: which of several outputs to differentiate.
+    - `batched`: True if the arguments run over points along their first axis, or the names of those that do. All
+      results then have that axis too.
+    - `mode`: `"auto"`, `"forward"` or `"reverse"` accumulation.
+    - `timeout`: seconds for this call instead of the client's.
+
+    Every operator raises a subclass of `nablad.errors.NabladError`, by the tree drawn there.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float | None = 60.0,
+        retries: bool = True,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        """Connects when the first call needs it.
+
+        Args:
+            address: `HOST:PORT`, or any target that gRPC resolves, such as `dns:///nablad.prod:50051`.
+            timeout: seconds that a call may take, retries included; None for no limit. The first call for new shapes
+                waits for a compilation, which takes from 0.1 s to many seconds for large functions.
+            retries: repeat calls answered with UNAVAILABLE, with backoff, up to four times; all calls are pure.
+            channel: a channel of your own (TLS, interceptors) instead of `address` and `retries`. It is closed with
+                the client.
+        """
+        self._channel = channel or grpc.insecure_channel(address, options(retries))
+        self._timeout = timeout
+        self._stub = differentiation_pb2_grpc.DifferentiationServiceStub(self._channel)
+        self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
+        self._described: dict[str, results.FunctionInfo] = {}
+
+    def evaluate(
+        self,
+        function: str,
+        *args: Any,
+        outputs: Names = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Evaluation:
+        """The value of the function: [points?] + output shape."""
+        return self._call(_calls.evaluate(function, args, named, outputs=outputs, batched=batched), timeout)
+
+    def gradient(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Gradient:
+        """∇f of a scalar output, with its value: [points?] + input shape."""
+        call = _calls.gradient(function, args, named, wrt=wrt, output=output, mode=mode, batched=batched)
+        return self._call(call, timeout)
+
+    def jacobian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        outputs: Names = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Jacobian:
+        """∂f/∂x of any outputs, with their values: [points?] + output shape + input shape."""
+        call = _calls.jacobian(function, args, named, wrt=wrt, outputs=outputs, mode=mode, batched=batched)
+        return self._call(call, timeout)
+
+    def hessian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        columns: Names = None,
+        diagonal: bool = False,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Hessian:
+        """∂²f/∂x² of a scalar output, with its value and gradient: [points?] + row shape + column shape.
+
+        `columns` names other inputs for the columns than `wrt` does for the rows: a block. `diagonal` asks for the
+        diagonal alone, [points?] + input shape.
+        """
+        call = _calls.hessian(
+            function, args, named,
+            wrt=wrt, columns=columns, diagonal=diagonal, output=output, mode=mode, batched=batched,
+        )  # fmt: skip
+        return self._call(call, timeout)
+
+    def hvp(
+        self,
+        function: str,
+        *args: Any,
+        tangent: Any = MISSING,
+        stacked: bool = False,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        tangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Hvp:
+        """Hessian times tangent, with value and gradient: [points?] + [k?] + input shape.
+
+        The tangent comes after the function's arguments, or as `tangent=`: shaped like the one argument that can be
+        differentiated, or a dictionary by argument. `stacked`: it has one more axis of k vectors before the input's
+        own. It runs over points if any argument does, unless `tangent_batched` says otherwise.
+        """
+        call = _calls.hvp(
+            function, args, named, tangent=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode,
+            batched=batched, tangent_batched=tangent_batched,
+        )  # fmt: skip
+        return self._call(call, timeout)
+
+    def jvp(
+        self,
+        function: str,
+        *args: Any,
+        tangent: Any = MISSING,
+        stacked: bool = False,
+        outputs: Names = None,
+        batched: Batched = False,
+        tangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Jvp:
+        """Jacobian times tangent, with the values: [points?] + [k?] + output shape.
+
+        The tangent is given as for `hvp`.
+        """
+        call = _calls.jvp(
+            function, args, named, tangent=tangent, stacked=stacked, outputs=outputs,
+            batched=batched, tangent_batched=tangent_batched,
+        )  # fmt: skip
+        return self._call(call, timeout)
+
+    def vjp(
+        self,
+        function: str,
+        *args: Any,
+        cotangent: Any = MISSING,
+        stacked: bool = False,
+        wrt: Names = None,
+        batched: Batched = False,
+        cotangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Vjp:
+        """Cotangent times Jacobian, with the values: [points?] + [k?] + input shape.
+
+        The cotangent comes after the function's arguments, or as `cotangent=`: shaped like the function's one output,
+        or with the structure of its result. `stacked` and `cotangent_batched` are as for `hvp`.
+        """
+        call = _calls.vjp(
+            function, args, named, cotangent=cotangent, stacked=stacked, wrt=wrt,
+            batched=batched, cotangent_batched=cotangent_batched,
+        )  # fmt: skip
+        return self._call(call, timeout)
+
+    def directional_derivative(
+        self,
+        function: str,
+        *args: Any,
+        direction: Any = MISSING,
+        output: str | None = None,
+        batched: Batched = False,
+        direction_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.DirectionalDerivative:
+        """The rate of change along a direction scaled to unit length, with the steepest ascent and its rate.
+
+        The direction is given as the tangent is for `hvp`.
+        """
+        call = _calls.directional_derivative(
+            function, args, named, direction=direction, output=output,
+            batched=batched, direction_batched=direction_batched,
+        )  # fmt: skip
+        return self._call(call, timeout)
+
+    def derivative(
+        self,
+        function: str,
+        *args: Any,
+        order: int = 1,
+        wrt: str | None = None,
+        outputs: Names = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Derivative:
+        """Derivatives of orders 1 to `order` in one real variable: [points?] + [order] + output shape."""
+        call = _calls.derivative(function, args, named, order=order, wrt=wrt, outputs=outputs, batched=batched)
+        return self._call(call, timeout)
+
+    def function(self, name: str) -> "Function":
+        """A handle on one function, which has the operators as methods."""
+        return Function(self, name)
+
+    def functions(self) -> Iterator[results.FunctionInfo]:
+        """The latest version of every function, by name, without its documentation."""
+        token = ""
+        while True:
+            page = self._answer(self._catalog.ListFunctions, catalog_pb2.ListFunctionsRequest(page_token=token), None)
+            yield from map(_calls.describe, page.functions)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def describe(self, function: str) -> results.FunctionInfo:
+        """Inputs, outputs, operators and documentation of one function."""
+        request = _calls.describe_request(function)
+        info = _calls.describe(self._answer(self._catalog.DescribeFunction, request, None).function)
+        self._described[function] = info
+        return info
+
+    def healthy(self, timeout: float = 5.0) -> bool:
+        """Whether the server says that it serves; False also if it cannot be reached in time."""
+        check: Callable[..., Any] = self._channel.unary_unary(_health.METHOD)
+        try:
+            return _health.serves(check(_health.REQUEST, timeout=timeout))
+        except grpc.RpcError:
+            return False
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight fail with Cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, call: Call[_R], timeout: float | None) -> _R:
+        info = self._described.get(call.function) or self.describe(call.function)
+        prepared = call.prepare(info)
+        try:
+            response = self._answer(getattr(self._stub, call.method), prepared.request, timeout)
+        except (InvalidArgument, NotFound):
+            self._described.pop(call.function, None)  # perhaps the server has a newer version since
+            raise
+        return prepared.read(response)
+
+    def _answer(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+
+class Function:
+    """One function of a server: the client's operators with its name filled in. Calling it gives the value alone."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        """Looks nothing up: a name that the server does not have is found out by the first call."""
+        self._client = client
+        self.name = name
+        self.evaluate = partial(client.evaluate, name)
+        self.gradient = partial(client.gradient, name)
+        self.jacobian = partial(client.jacobian, name)
+        self.hessian = partial(client.hessian, name)
+        self.hvp = partial(client.hvp, name)
+        self.jvp = partial(client.jvp, name)
+        self.vjp = partial(client.vjp, name)
+        self.directional_derivative = partial(client.directional_derivative, name)
+        self.derivative = partial(client.derivative, name)
+        self.describe = partial(client.describe, name)
+
+    def __call__(self, *args: Any, batched: Batched = False, timeout: float | None = None, **named: Any) -> Any:
+        """The value alone."""
+        return self._client.evaluate(self.name, *args, batched=batched, timeout=timeout, **named).value
+
+    def __repr__(self) -> str:
+        return f"<function {self.name} on a nablad server>"

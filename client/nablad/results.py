@@ -1,0 +1,174 @@
+"""What calls return. Arrays are numpy's; where a function takes or gives nested structures, so do the results.
+
+A result with respect to one argument is bare: an array, or the argument's own structure with an array for each leaf.
+With respect to several it is a dictionary by argument. A value is an array if the function returns one array, else the
+structure that the function returns, in dictionaries and lists.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nablad.tensors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How an answer came about.
+
+    Attributes:
+        function: the function and version that answered, `name@version`.
+        batch_points: how many points, other callers' included, ran together with this call's.
+        queue_seconds: from the arrival of the call to the start of its execution, compilation included.
+        compile_seconds: of the compilation that the call waited for; 0 if the program was ready.
+        compute_seconds: of the execution, shared with whoever rode in it.
+    """
+
+    function: str
+    batch_points: int
+    queue_seconds: float
+    compile_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What all results have.
+
+    Attributes:
+        value: the value of what was differentiated, [points?] + output shape.
+        non_finite: whether some element of the answer is NaN or infinite.
+        execution: how the answer came about.
+    """
+
+    value: Any
+    non_finite: bool
+    execution: Execution
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Result):
+    """The function itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient(Result):
+    """∇f. `gradient`: [points?] + input shape."""
+
+    gradient: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Jacobian(Result):
+    """∂f/∂x. `jacobian`: [points?] + output shape + input shape; for several outputs nested by output, then input."""
+
+    jacobian: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Hessian(Result):
+    """∂²f/∂x².
+
+    Attributes:
+        gradient: [points?] + row input shape.
+        hessian: [points?] + row input shape + column input shape, nested by row, then column; for a diagonal
+            [points?] + input shape.
+    """
+
+    gradient: Any
+    hessian: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Hvp(Result):
+    """Hessian times tangent.
+
+    Attributes:
+        gradient: [points?] + input shape.
+        hvp: [points?] + [k?] + input shape.
+    """
+
+    gradient: Any
+    hvp: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Jvp(Result):
+    """Jacobian times tangent. `jvp`: [points?] + [k?] + output shape."""
+
+    jvp: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Vjp(Result):
+    """Cotangent times Jacobian. `vjp`: [points?] + [k?] + input shape."""
+
+    vjp: Any
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionalDerivative(Result):
+    """The rate of change along a unit direction.
+
+    Attributes:
+        derivative: ∇f · u, [points?].
+        steepest_ascent: ∇f / ‖∇f‖, [points?] + input shape; zero where the gradient is.
+        max_rate: ‖∇f‖, [points?].
+    """
+
+    derivative: Array
+    steepest_ascent: Any
+    max_rate: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Derivative(Result):
+    """Derivatives of orders 1 to n. `derivatives`: [points?] + [n] + output shape; index k holds order k + 1."""
+
+    derivatives: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What one input takes or one output gives, for one point.
+
+    Attributes:
+        name: its name on the wire, such as `x` or `params.hidden.w`.
+        dtypes: the dtypes accepted, by numpy's names; empty for any.
+        shape: for each axis a size, a symbol, or None for any size; None for any shape.
+        differentiable: whether it can be differentiated.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    shape: tuple[int | str | None, ...] | None
+    differentiable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionInfo:
+    """A function, as the catalogue describes it.
+
+    Attributes:
+        name: without the version.
+        version: 1, 2, …
+        summary: the first sentence of the documentation.
+        documentation: all of it; empty in listings.
+        source: where the server has it from.
+        inputs: in the order of the function's arguments.
+        outputs: empty if they depend on what the function is given.
+        operators: what can be asked: `gradient`, `hessian`, …
+    """
+
+    name: str
+    version: int
+    summary: str
+    documentation: str
+    source: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    operators: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"

@@ -1,0 +1,189 @@
+"""The Subject of a request: a function at given inputs, and what the request's names mean for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nablad.errors import (
+    DuplicateName,
+    InvalidOption,
+    InvalidVector,
+    NotDifferentiable,
+    NotScalar,
+    UnknownInput,
+    UnknownOutput,
+)
+
+from nablad_server.functions.function import Function
+from nablad_server.functions.signature import ArraySpec
+from nablad_server.serving.arrays import RequestArray, Tensors, by_name, listed, near, vectors_like
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The function that a request is about, at the inputs that it gives.
+
+    Attributes:
+        function: the function.
+        inputs: one array for each input of its signature.
+        specs: their shapes and dtypes, for one point.
+        outputs: the names, shapes and dtypes of the outputs at these inputs.
+    """
+
+    function: Function
+    inputs: tuple[RequestArray, ...]
+    specs: tuple[ArraySpec, ...]
+    outputs: tuple[tuple[str, ArraySpec], ...]
+
+    def tangents(
+        self, tensors: Tensors, stacked: bool, field: str = "tangents"
+    ) -> tuple[tuple[int, ...], tuple[RequestArray, ...], int | None]:
+        """The inputs that have a tangent, the tangents, and how many are stacked."""
+        names = [spec.name for spec in self.function.signature.inputs]
+
+        def unknown(name: str, path: str) -> UnknownInput:
+            reference = self.function.reference
+            return UnknownInput(f"{reference} has no input {name[:100]!r} to move; {near(name, names)}", field=path)
+
+        given = by_name(tensors, field, names, unknown)
+        if not given:
+            raise InvalidVector(f"no {field} given; give one for each input that moves", field=field)
+        for index, array in given.items():
+            if not self.specs[index].differentiable:
+                raise self._not_differentiable(f"input {names[index]!r}", self.specs[index], f"{array.field}.name")
+        vectors, stack = vectors_like(given, self.specs, names, stacked)
+        return tuple(given), vectors, stack
+
+    def cotangents(
+        self, tensors: Tensors, stacked: bool
+    ) -> tuple[tuple[int, ...], tuple[RequestArray, ...], int | None]:
+        """The outputs that have a cotangent, the cotangents, and how many are stacked."""
+        names = [name for name, _ in self.outputs]
+        specs = [spec for _, spec in self.outputs]
+        given = by_name(tensors, "cotangents", names, self.unknown_output())
+        if not given:
+            raise InvalidVector("no cotangent was given; give one for each output that counts", field="cotangents")
+        for index, array in given.items():
+            if not specs[index].differentiable:
+                raise self._not_differentiable(f"output {names[index]!r}", specs[index], f"{array.field}.name")
+        vectors, stack = vectors_like(given, specs, names, stacked)
+        return tuple(given), vectors, stack
+
+    def select_inputs(self, names: Sequence[str], field: str = "wrt") -> tuple[int, ...]:
+        """The inputs to differentiate with respect to; all that can be if none are named."""
+        if not names:
+            found = tuple(index for index, spec in enumerate(self.specs) if spec.differentiable)
+            if not found:
+                raise NotDifferentiable(
+                    f"{self.function.reference} was given no floating-point input to differentiate with respect to",
+                    field=field,
+                )
+            return found
+        known = [spec.name for spec in self.function.signature.inputs]
+        indices: list[int] = []
+        for position, name in enumerate(names):
+            path = f"{field}[{position}]"
+            if name not in known:
+                raise UnknownInput(
+                    f"{self.function.reference} has no input {name[:100]!r}; {near(name, known)}", field=path
+                )
+            index = known.index(name)
+            if index in indices:
+                raise DuplicateName(f"{name!r} is given twice", field=path)
+            if not self.specs[index].differentiable:
+                raise self._not_differentiable(f"input {name!r}", self.specs[index], path)
+            indices.append(index)
+        return tuple(indices)
+
+    def select_scalar_input(self, name: str) -> tuple[int]:
+        """The one scalar floating-point input, or the one named."""
+        known = [spec.name for spec in self.function.signature.inputs]
+        scalars = [index for index, spec in enumerate(self.specs) if spec.differentiable and not spec.shape]
+        if name:
+            (index,) = self.select_inputs([name])
+        elif len(scalars) == 1:
+            index = scalars[0]
+        elif scalars:
+            raise InvalidOption(
+                f"{self.function.reference} has several scalar inputs; name one of "
+                f"{listed([known[i] for i in scalars])}",
+                field="wrt",
+            )
+        else:
+            index = next((i for i, spec in enumerate(self.specs) if spec.differentiable), 0)
+        if index not in scalars:
+            raise NotScalar(
+                f"input {known[index]!r} of {self.function.reference} is {self.specs[index]}; Derivative needs a "
+                "scalar floating-point input. For functions of several variables use Gradient, Jacobian or Hessian",
+                field="wrt",
+            )
+        return (index,)
+
+    def select_outputs(self, names: Sequence[str], differentiable: bool) -> tuple[int, ...]:
+        """The outputs named, or all; those that are to be differentiated must be floating-point."""
+        if not names:
+            found = tuple(i for i, (_, spec) in enumerate(self.outputs) if spec.differentiable or not differentiable)
+            if not found:
+                raise NotDifferentiable(f"{self.function.reference} has no floating-point output", field="outputs")
+            return found
+        indices: list[int] = []
+        for position, name in enumerate(names):
+            index = self._output(name, f"outputs[{position}]")
+            if index in indices:
+                raise DuplicateName(f"{name!r} is given twice", field=f"outputs[{position}]")
+            if differentiable and not self.outputs[index][1].differentiable:
+                raise self._not_differentiable(f"output {name!r}", self.outputs[index][1], f"outputs[{position}]")
+            indices.append(index)
+        return tuple(indices)
+
+    def select_scalar_output(self, name: str) -> tuple[int]:
+        """The one scalar floating-point output, or the one named."""
+        scalars = [i for i, (_, spec) in enumerate(self.outputs) if spec.differentiable and not spec.shape]
+        if name:
+            index = self._output(name, "output")
+            spec = self.outputs[index][1]
+            if not spec.differentiable:
+                raise self._not_differentiable(f"output {name!r}", spec, "output")
+            if index not in scalars:
+                raise self._not_scalar([index])
+            return (index,)
+        if len(scalars) == 1:
+            return (scalars[0],)
+        if scalars:
+            raise UnknownOutput(
+                f"{self.function.reference} has several scalar outputs; name one of "
+                f"{listed([self.outputs[i][0] for i in scalars])}",
+                field="output",
+            )
+        smooth = [i for i, (_, spec) in enumerate(self.outputs) if spec.differentiable]
+        if not smooth:
+            raise NotDifferentiable(f"{self.function.reference} has no floating-point output", field="output")
+        raise self._not_scalar(smooth)
+
+    def _output(self, name: str, field: str) -> int:
+        names = [known for known, _ in self.outputs]
+        if name not in names:
+            raise self.unknown_output()(name, field)
+        return names.index(name)
+
+    def unknown_output(self) -> Callable[[str, str], UnknownOutput]:
+        """Makes the error for a name, in a field, that is not an output."""
+        names = [name for name, _ in self.outputs]
+        return lambda name, field: UnknownOutput(
+            f"{self.function.reference} has no output {name[:100]!r}; {near(name, names)}", field=field
+        )
+
+    def _not_scalar(self, indices: Sequence[int]) -> NotScalar:
+        shapes = ", ".join(f"{self.outputs[i][0]!r} of shape {list(self.outputs[i][1].shape)}" for i in indices)
+        return NotScalar(
+            f"{self.function.reference} gives {shapes}, not a scalar; use Jacobian or Vjp there",
+            field="output",
+            metadata={"function": self.function.reference},
+        )
+
+    def _not_differentiable(self, what: str, spec: ArraySpec, field: str) -> NotDifferentiable:
+        return NotDifferentiable(
+            f"{what} of {self.function.reference} is {spec.dtype.name}; only floating-point ones can be "
+            "differentiated; others are carried",
+            field=field,
+            metadata={"function": self.function.reference},
+        )
