@@ -1,4 +1,4 @@
-"""The caller that `docker/smoke` needs: one checked gradient, or many checked calls while the server is told to stop."""
+"""The caller that `docker/smoke` needs: one checked gradient, or many checked calls while the server stops."""
 
 import argparse
 import functools
@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import numpy.typing as npt
-
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.differentiation_pb2_grpc import DifferentiationServiceStub
 from nablad.v1.tensor_pb2 import DTYPE_FLOAT64, NamedTensor, Tensor
 
-Vector = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
 
 ANSWERS_BEFORE_SIGNAL = 3
 """So many answers every caller must have had before the server is told to stop."""
@@ -32,47 +31,42 @@ CUT_OFF = ("socket closed", "connection reset", "broken pipe", "recvmsg")
 """What gRPC says of a call whose connection went away under it, as opposed to one that was never accepted."""
 
 
-def tensor(name: str, x: Vector) -> NamedTensor:
-    """One vector of float64 as an input."""
+def tensor(name: str, x: Array) -> NamedTensor:
+    """One float64 input."""
     return NamedTensor(name=name, tensor=Tensor(dtype=DTYPE_FLOAT64, shape=x.shape, data=x.astype("<f8").tobytes()))
 
 
-def vector(tensors: Sequence[NamedTensor]) -> Vector:
+def result(tensors: Sequence[NamedTensor]) -> Array:
     """The one result in a response."""
     (only,) = tensors
-    return np.frombuffer(only.tensor.data, "<f8")
+    return np.frombuffer(only.tensor.data, "<f8").reshape(only.tensor.shape)
 
 
-def rosenbrock_gradient(x: Vector) -> Vector:
+def rosenbrock_gradient(x: Array) -> Array:
     """∇ of Σᵢ 100(xᵢ₊₁ − xᵢ²)² + (1 − xᵢ)², by hand."""
     climb = x[1:] - x[:-1] ** 2
-    result = np.zeros_like(x)
-    result[:-1] = -400 * x[:-1] * climb - 2 * (1 - x[:-1])
-    result[1:] += 200 * climb
-    return result
+    slope = np.zeros_like(x)
+    slope[:-1] = -400 * x[:-1] * climb - 2 * (1 - x[:-1])
+    slope[1:] += 200 * climb
+    return slope
 
 
-def rosenbrock_curvature(x: Vector) -> Vector:
-    """The second derivative of the same with respect to each variable, by hand."""
-    result = np.zeros_like(x)
-    result[:-1] = 1200 * x[:-1] ** 2 - 400 * x[1:] + 2
-    result[1:] += 200
-    return result
-
-
-def gradient(stub: DifferentiationServiceStub, x: Vector) -> bool:
+def gradient(stub: DifferentiationServiceStub, x: Array) -> bool:
     """A call that takes a millisecond. Says whether the answer is right."""
     response = stub.Gradient(pb.GradientRequest(function="rosenbrock", inputs=[tensor("x", x)]), timeout=CALL_SECONDS)
-    return np.allclose(vector(response.gradients), rosenbrock_gradient(x), rtol=1e-12, atol=1e-9)
+    return np.allclose(result(response.gradients), rosenbrock_gradient(x), rtol=1e-12, atol=1e-9)
 
 
-def curvature(stub: DifferentiationServiceStub, x: Vector) -> bool:
-    """A call that takes so many times longer that some of them are being computed when the server begins to stop."""
+def curvature(stub: DifferentiationServiceStub, matrix: Array) -> bool:
+    """A call that takes hundreds of times longer, so that some are being computed when the server begins to stop.
+
+    ∂²/∂Aᵢⱼ² of ln |det A| is −((A⁻¹)ⱼᵢ)².
+    """
     request = pb.HessianRequest(
-        function="rosenbrock", inputs=[tensor("x", x)], structure=pb.HESSIAN_STRUCTURE_DIAGONAL
+        function="logdet", inputs=[tensor("A", matrix)], structure=pb.HESSIAN_STRUCTURE_DIAGONAL
     )  # fmt: skip
     response = stub.Hessian(request, timeout=CALL_SECONDS)
-    return np.allclose(vector(response.diagonals), rosenbrock_curvature(x), rtol=1e-12, atol=1e-9)
+    return np.allclose(result(response.diagonals), -(np.linalg.inv(matrix).T ** 2), rtol=1e-9, atol=1e-12)
 
 
 @dataclass(frozen=True)
@@ -132,15 +126,15 @@ def check_gradient(address: str) -> list[str]:
     return [] if right else ["the gradient is wrong"]
 
 
-def check_drain(address: str, callers: int, variables: int, signal: Sequence[str]) -> list[str]:
+def check_drain(address: str, callers: int, size: int, signal: Sequence[str]) -> list[str]:
     """Calls all the while, has the server told to stop, and goes on until every caller is refused.
 
     Returns:
         What was lost: calls begun before the server was told that were not answered, and later ones that were neither
         answered nor refused.
     """
-    light, heavy = np.linspace(-1, 2, 10), np.linspace(-1, 2, variables)
-    asks = [functools.partial(gradient, x=light), functools.partial(curvature, x=heavy)]
+    matrix = np.eye(size) + 0.5 / size
+    asks = [functools.partial(gradient, x=np.linspace(-1, 2, 10)), functools.partial(curvature, matrix=matrix)]
     crew = [Caller(address, asks[number % 2]) for number in range(callers)]
     threads = [threading.Thread(target=caller.run, daemon=True) for caller in crew]
     for thread in threads:
@@ -163,7 +157,10 @@ def _verdict(calls: Sequence[Call], signalled: float) -> list[str]:
     after = [call for call in calls if call.begun > signalled]
     last = max(call.ended for call in calls if call.answered)
     print(f"before the signal: {_count(before)}")
-    print(f"in flight when it came: {_count(during)}, the longest {max(c.ended - c.begun for c in during):.2f} s")
+    if not during:
+        return ["no call was in flight when the signal came"]
+    longest = max(call.ended - call.begun for call in during)
+    print(f"in flight when it came: {_count(during)}; the longest took {longest:.2f} s")
     print(f"begun after it: {_count(after)}; the last answer {last - signalled:.2f} s after the signal")
     lost = [call for call in (*before, *during) if not call.answered]
     lost += [call for call in after if not (call.answered or call.refused)]
@@ -184,13 +181,13 @@ def main() -> int:
     checks.add_parser("gradient", help="one gradient, compared with the formula")
     drain = checks.add_parser("drain", help="calls in flight while the server is told to stop")
     drain.add_argument("--callers", type=int, default=8)
-    drain.add_argument("--variables", type=int, default=2000, help="how large the heavy calls are")
+    drain.add_argument("--size", type=int, default=80, help="rows of the matrix in the heavy calls")
     drain.add_argument("signal", nargs="+", help="the command that tells the server to stop, after --")
     given = parser.parse_args()
     if given.check == "gradient":
         problems = check_gradient(given.address)
     else:
-        problems = check_drain(given.address, given.callers, given.variables, given.signal)
+        problems = check_drain(given.address, given.callers, given.size, given.signal)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -22,21 +22,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NABLAD_", extra="forbid", frozen=True)
 
     address: str = Field(
-        "127.0.0.1:50051",
+        default="127.0.0.1:50051",
         description="HOST:PORT to listen on; port 0 picks a free one. Loopback by default, because there is no "
         "authentication yet: open it only where the network keeps strangers out.",
     )
     functions: list[str] = Field(
-        [], description="Python files or modules whose functions to serve. Loading one runs its code."
+        default=[], description="Python files or modules whose functions to serve. Loading one runs its code."
     )
     builtin: bool = Field(
-        True, description="Serve the built-in catalogue: it costs a second at start-up and no memory."
+        default=True, description="Serve the built-in catalogue: it costs a second at start-up and no memory."
     )
     entry_points: bool = Field(
-        True, description="Serve the functions of installed packages (entry points of the group nablad.functions)."
+        default=True,
+        description="Serve the functions of installed packages (entry points of the group nablad.functions).",
     )
     warm: list[str] = Field(
-        [],
+        default=[],
         description="Programs to compile before the server says that it is ready, such as "
         "'gradient rosenbrock n=100 dtype=float64 points=1,64'. None by default: only you know your shapes.",
     )
@@ -47,50 +48,65 @@ class Settings(BaseSettings):
         "arrays.",
     )
     running_calls: int = Field(
-        8,
+        default=8,
         ge=1,
         description="Calls that may decode, compute and encode at once. More only contend for the interpreter lock: "
         "with 64, the same load was served at half the rate.",
     )
     concurrent_calls: int = Field(
-        1024,
+        default=1024,
         ge=1,
         description="Calls that may be in the server at once, waiting ones included; each holds a thread. Beyond that "
         "the transport refuses them.",
     )
     max_points: int = Field(
-        100_000, ge=1, description="Points in one request. Larger requests gain nothing: they run in batches anyway."
+        default=100_000,
+        ge=1,
+        description="Points in one request. Larger requests gain nothing: they run in batches anyway.",
     )
     max_batch_points: int = Field(
-        1024, ge=1, description="Points in one execution. Beyond about a thousand, batches gain little and others wait."
+        default=1024,
+        ge=1,
+        description="Points in one execution. Beyond about a thousand, batches gain little and others wait.",
     )
     max_batch_bytes: int = Field(
-        64 << 20, ge=1, description="Bytes of arguments and results in one execution, unless one point alone has more."
+        default=64 << 20,
+        ge=1,
+        description="Bytes of arguments and results in one execution, unless one point alone has more.",
     )
     max_message_bytes: int = Field(
-        256 << 20,
+        default=256 << 20,
         ge=1 << 10,
         lt=1 << 31,
         description="The largest request. gRPC's own 4 MiB is too small for arrays, its ceiling is 2 GiB.",
     )
     max_result_bytes: int = Field(
-        256 << 20, ge=1, lt=1 << 31, description="The largest response. A larger one is refused before any work."
+        default=256 << 20,
+        ge=1,
+        lt=1 << 31,
+        description="The largest response. A larger one is refused before any work.",
     )
     queue_calls: int = Field(
-        4096, ge=1, description="Calls that may wait for execution. Full: callers are told to retry a little later."
+        default=4096,
+        ge=1,
+        description="Calls that may wait for execution. Full: callers are told to retry a little later.",
     )
-    queue_bytes: int = Field(1 << 30, ge=1, description="Bytes of arguments that waiting calls may hold.")
+    queue_bytes: int = Field(default=1 << 30, ge=1, description="Bytes of arguments that waiting calls may hold.")
     direct_microseconds: float = Field(
-        100.0,
+        default=100.0,
         ge=0,
         description="A call estimated to compute no longer than this runs in its own thread when nothing of its kind "
         "waits: handing it to another thread and back would cost more. 0 batches everything.",
     )
     programs: int = Field(
-        1000, ge=1, description="Compiled programs kept, the least recently used going first. About 0.4 MB each."
+        default=1000,
+        ge=1,
+        description="Compiled programs kept, the least recently used going first. About 0.4 MB each.",
     )
     pending_compiles: int = Field(
-        64, ge=1, description="Compilations that may wait. At about 0.1 s each, more would wait longer than callers do."
+        default=64,
+        ge=1,
+        description="Compilations that may wait. At about 0.1 s each, more would wait longer than callers do.",
     )
     compile_cache: Path | None = Field(
         default_factory=_cache_directory,
@@ -98,17 +114,23 @@ class Settings(BaseSettings):
         "the server's user: who can write there can run code in the server.",
     )
     drain_pause_seconds: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         description="After SIGTERM the health check says NOT_SERVING for so long while calls are still served, "
         "so that balancers look elsewhere first. Set it above your balancer's check interval.",
     )
     drain_seconds: float = Field(
-        25.0, ge=0, description="Calls in flight may take so long to finish. Below Kubernetes's 30 s until SIGKILL."
+        default=25.0,
+        ge=0,
+        description="Calls in flight may take so long to finish. Below Kubernetes's 30 s until SIGKILL.",
     )
-    reflection: bool = Field(True, description="Offer gRPC reflection, so that grpcurl and the like work.")
-    log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or for a log collector.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe log line.")
+    reflection: bool = Field(default=True, description="Offer gRPC reflection, so that grpcurl and the like work.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people, or for a log collector."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe log line."
+    )
 
     @field_validator("compile_cache", mode="before")
     @classmethod

@@ -38,7 +38,7 @@ def catalog_service(registry: Registry, gate: Gate) -> grpc.GenericRpcHandler:
     def describe_function(request: pb.DescribeFunctionRequest, _: grpc.ServicerContext) -> pb.DescribeFunctionResponse:
         return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
 
-    handlers: "dict[str, grpc.RpcMethodHandler[bytes, bytes]]" = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
         "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
     }

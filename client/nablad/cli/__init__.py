@@ -1,0 +1,188 @@
+"""The command line: `nablad list`, `nablad describe`, one command for each operator, and those of the server."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from nablad._channel import DEFAULT_ADDRESS
+from nablad.cli import output
+from nablad.cli.values import parse_assignments, parse_value
+from nablad.client import Client
+from nablad.errors import NabladError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+console = Console()
+
+
+class _Group(click.Group):
+    """The client's commands, and those that installed packages add (the server's `serve` and `demo`)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        added = [point.name for point in importlib.metadata.entry_points(group="nablad.commands")]
+        return sorted({*super().list_commands(ctx), *added})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            return found
+        for point in importlib.metadata.entry_points(group="nablad.commands", name=cmd_name):
+            try:
+                command: click.Command = point.load()
+            except ImportError as error:
+                return _unavailable(cmd_name, error)
+            return command
+        return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NabladError as error:
+            raise click.ClickException(f"{type(error).__name__}: {error}") from None
+
+
+def _unavailable(name: str, error: ImportError) -> click.Command:
+    """Stands for a command whose package is not installed."""
+
+    def refuse() -> None:
+        raise click.ClickException(f"'nablad {name}' needs the server: pip install 'nablad[server]' ({error})")
+
+    return click.Command(name, callback=refuse, help="Needs the server: pip install 'nablad[server]'.")
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="nablad")
+def main() -> None:
+    """Derivatives of registered functions, from a nablad server."""
+
+
+def _connects(command: _F) -> _F:
+    """Adds the options that every command with a server has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+        click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a call may take."),
+        click.option("--address", default=DEFAULT_ADDRESS, show_default=True, envvar="NABLAD_TARGET",
+                     show_envvar=True, help="The server."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command("list")
+@_connects
+def list_functions(address: str, timeout: float, as_json: bool) -> None:
+    """List the functions that the server has."""
+    with Client(address, timeout=timeout) as client:
+        functions = list(client.functions())
+    if as_json:
+        click.echo(json.dumps([output.function_json(info) for info in functions], indent=2))
+    else:
+        console.print(output.functions_table(functions))
+
+
+@main.command()
+@click.argument("function")
+@_connects
+def describe(function: str, address: str, timeout: float, as_json: bool) -> None:
+    """Show the inputs, outputs, operators and documentation of FUNCTION."""
+    with Client(address, timeout=timeout) as client:
+        info = client.describe(function)
+    if as_json:
+        click.echo(json.dumps(output.function_json(info), indent=2))
+    else:
+        console.print(output.function_panel(info))
+
+
+@main.command()
+@_connects
+def health(address: str, timeout: float, as_json: bool) -> None:
+    """Say whether the server serves; exit status 0 if it does, 1 if not."""
+    with Client(address) as client:
+        serves = client.healthy(min(timeout, 5.0))
+    click.echo(json.dumps({"serving": serves}) if as_json else "SERVING" if serves else "NOT SERVING")
+    raise SystemExit(0 if serves else 1)
+
+
+_OPTIONS: dict[str, click.Option] = {
+    "wrt": click.Option(["--wrt"], multiple=True, help="An input to differentiate with respect to; may be repeated. "
+                        "Default: all floating-point ones."),
+    "one_wrt": click.Option(["--wrt"], help="The scalar input to differentiate with respect to, if there are several."),
+    "output": click.Option(["--output"], help="The scalar output to differentiate, if there are several."),
+    "outputs": click.Option(["--outputs"], multiple=True, help="An output; may be repeated. Default: all."),
+    "mode": click.Option(["--mode"], type=click.Choice(["auto", "forward", "reverse"]), default="auto",
+                         show_default=True, help="How to accumulate."),
+    "columns": click.Option(["--columns"], multiple=True, help="Inputs of the columns, for a block."),
+    "diagonal": click.Option(["--diagonal"], is_flag=True, help="The diagonal alone."),
+    "stacked": click.Option(["--stacked"], is_flag=True, help="The vector is a stack of vectors."),
+    "order": click.Option(["--order"], type=click.IntRange(1), default=1, show_default=True, help="The highest order."),
+    "tangent": click.Option(["--tangent"], multiple=True, help="The tangent: V, or INPUT=V for each input that moves."),
+    "cotangent": click.Option(["--cotangent"], multiple=True, help="The cotangent: V, or OUTPUT=V for each output."),
+    "direction": click.Option(["--direction"], multiple=True, help="The direction: V, or INPUT=V for each that moves."),
+}  # fmt: skip
+
+_OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
+    "evaluate": ("The value of FUNCTION.", ("outputs",)),
+    "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode")),
+    "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "mode")),
+    "hessian": ("The Hessian of a scalar FUNCTION.", ("wrt", "columns", "diagonal", "output", "mode")),
+    "hvp": ("Hessian of a scalar FUNCTION times a tangent.", ("tangent", "stacked", "wrt", "output", "mode")),
+    "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs")),
+    "vjp": ("Cotangent times the Jacobian of FUNCTION.", ("cotangent", "stacked", "wrt")),
+    "directional_derivative": ("Rate of change of a scalar FUNCTION along a direction.", ("direction", "output")),
+    "derivative": ("Derivatives of orders 1 to n of FUNCTION in one real variable.", ("order", "one_wrt", "outputs")),
+}
+_VECTORS = ("tangent", "cotangent", "direction")
+
+_INPUT_HELP = """NAME=VALUE for each input. VALUE is a number, a comma-separated list, JSON such as [[1,2],[3,4]], or
+the path of a .npy or .json file."""
+
+
+def _operator_command(operator: str) -> click.Command:
+    """The command for one operator: its options become the keywords of the client's method."""
+    summary, names = _OPERATORS[operator]
+
+    @_connects
+    def run(  # noqa: PLR0917 - click passes everything by keyword
+        function: str,
+        inputs: tuple[str, ...],
+        batched: bool,
+        address: str,
+        timeout: float,
+        as_json: bool,
+        **options: Any,
+    ) -> None:
+        keywords = {key: _keyword(key, value) for key, value in options.items() if value not in ((), None)}
+        with Client(address, timeout=timeout) as client:
+            result = getattr(client, operator)(function, **parse_assignments(inputs), batched=batched, **keywords)
+        if as_json:
+            click.echo(json.dumps(output.result_json(result), indent=2))
+        else:
+            console.print(output.result_table(function, operator, result))
+
+    command = click.command(operator.replace("_", "-"), help=summary)(run)
+    command.params = [
+        click.Argument(["function"]),
+        click.Option(["--input", "-i", "inputs"], multiple=True, help=_INPUT_HELP),
+        *(_OPTIONS[name] for name in names),
+        click.Option(["--batched"], is_flag=True, help="The first axis of every input runs over points."),
+        *command.params,
+    ]
+    return command
+
+
+def _keyword(name: str, value: Any) -> Any:
+    """A command-line value as the client's keyword takes it."""
+    if name in _VECTORS:
+        if len(value) == 1 and "=" not in value[0]:
+            return parse_value(value[0])
+        return parse_assignments(value)
+    return (
+        list(value) if isinstance(value, tuple) and len(value) > 1 else value[0] if isinstance(value, tuple) else value
+    )
+
+
+for _operator in _OPERATORS:
+    main.add_command(_operator_command(_operator))

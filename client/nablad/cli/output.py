@@ -1,0 +1,130 @@
+"""What the command line prints: tables for people, JSON for programs."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from nablad.results import FunctionInfo, Result, TensorInfo
+from nablad.tensors import Array
+
+MAX_ELEMENTS = 400
+"""Larger arrays are printed by their corners."""
+
+
+def functions_table(functions: Iterable[FunctionInfo]) -> Table:
+    """One line for each function."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("function", "inputs", "outputs", "summary"):
+        table.add_column(column, overflow="fold")
+    for info in functions:
+        table.add_row(
+            f"{info.name}@{info.version}",
+            escape(", ".join(map(_spec, info.inputs))),
+            escape(", ".join(map(_spec, info.outputs))),
+            escape(info.summary),
+        )
+    return table
+
+
+def function_panel(info: FunctionInfo) -> RenderableType:
+    """All that is known of one function, and a command to try it with."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("function", info.reference)
+    table.add_row("source", escape(info.source))
+    for kind, specs in (("input", info.inputs), ("output", info.outputs)):
+        for spec in specs:
+            note = "" if spec.differentiable else "  (not differentiated)"
+            table.add_row(kind, escape(f"{_spec(spec)}  {'|'.join(spec.dtypes) or 'any dtype'}{note}"))
+    table.add_row("operators", ", ".join(info.operators))
+    example = " ".join(f"-i {spec.name}={_example(spec)}" for spec in info.inputs)
+    operator = "gradient" if "gradient" in info.operators else "evaluate"
+    table.add_row("try", escape(f"nablad {operator} {info.name} {example}"))
+    return Group(Text(info.documentation), Text(""), table)
+
+
+def result_table(function: str, operator: str, result: Result) -> Table:
+    """A result, an array a row."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    table.add_column("part")
+    table.add_column("shape")
+    table.add_column(f"{operator} of {escape(function)}", overflow="fold")
+    for field in _fields(result):
+        for name, array in _arrays(field, getattr(result, field)):
+            table.add_row(escape(name), escape(str(list(array.shape))), escape(_shown(array)))
+    execution = result.execution
+    took = f"{execution.function}, computed in {execution.compute_seconds * 1e6:.0f} µs"
+    if execution.compile_seconds:
+        took += f" after compiling for {execution.compile_seconds:.2f} s"
+    flag = "; some elements are not finite" if result.non_finite else ""
+    table.caption, table.caption_justify = escape(took + flag), "left"
+    return table
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """A result for programs. JSON has no numbers for NaN and infinities: they are strings, "NaN" and "Infinity"."""
+    found = {field: _plain(getattr(result, field)) for field in _fields(result)}
+    return found | {"non_finite": result.non_finite, "execution": dataclasses.asdict(result.execution)}
+
+
+def function_json(info: FunctionInfo) -> dict[str, Any]:
+    """A function's description for programs."""
+    return dataclasses.asdict(info)
+
+
+def _fields(result: Result) -> list[str]:
+    return [f.name for f in dataclasses.fields(result) if f.name not in ("non_finite", "execution")]
+
+
+def _arrays(name: str, tree: Any) -> Iterator[tuple[str, Array]]:
+    if isinstance(tree, Mapping):
+        for key, child in tree.items():
+            yield from _arrays(f"{name}[{key}]", child)
+    elif isinstance(tree, list | tuple):
+        for index, child in enumerate(tree):
+            yield from _arrays(f"{name}[{index}]", child)
+    elif tree is not None:
+        yield name, np.asarray(tree)
+
+
+def _shown(array: Array) -> str:
+    return np.array2string(array, precision=10, threshold=MAX_ELEMENTS, max_line_width=100, separator=", ")
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _plain(child) for key, child in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(child) for child in tree]
+    if isinstance(tree, np.ndarray):
+        return _plain(tree.astype(float).tolist() if tree.dtype.kind in "fV" else tree.tolist())
+    if isinstance(tree, complex):
+        return [_plain(tree.real), _plain(tree.imag)]
+    if isinstance(tree, float) and not np.isfinite(tree):
+        return "NaN" if np.isnan(tree) else "Infinity" if tree > 0 else "-Infinity"
+    return tree
+
+
+def _spec(spec: TensorInfo) -> str:
+    if spec.shape is None:
+        return f"{spec.name}[…]"
+    return (
+        f"{spec.name}[{', '.join('_' if dim is None else str(dim) for dim in spec.shape)}]" if spec.shape else spec.name
+    )
+
+
+def _example(spec: TensorInfo) -> str:
+    """Some value that fits: ones, with 2 for every free size."""
+    sizes = [dim if isinstance(dim, int) else 2 for dim in spec.shape or ()]
+    one = "1" if spec.differentiable else "0"
+    text = ",".join([one] * (sizes[-1] if sizes else 1))
+    for size in reversed(sizes[:-1]):
+        text = "[" + ",".join([text if text.startswith("[") else f"[{text}]"] * size) + "]"
+    return text or "[]"
