@@ -1,5 +1,6 @@
 """The composition root: builds the parts, starts them in order, and takes them down in the reverse order."""
 
+import os
 import signal
 import threading
 import time
@@ -118,12 +119,15 @@ class App:
         log.info("stopped")
 
     def serve_until_signalled(self) -> None:
-        """Starts, serves until SIGTERM or SIGINT, and drains. A second signal ends the process at once."""
+        """Starts, serves until SIGTERM or SIGINT, and drains.
+
+        The drain is bounded, so that further SIGTERMs change nothing; a second SIGINT ends the process at once.
+        """
         signalled = threading.Event()
 
         def on_signal(number: int, _: object) -> None:
-            if signalled.is_set():
-                raise SystemExit(128 + number)
+            if signalled.is_set() and number == signal.SIGINT:
+                os._exit(128 + number)
             signalled.set()
 
         signal.signal(signal.SIGTERM, on_signal)

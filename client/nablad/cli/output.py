@@ -123,7 +123,7 @@ def _spec(spec: TensorInfo) -> str:
 def _example(spec: TensorInfo) -> str:
     """Some value that fits: ones, with 2 for every free size."""
     sizes = [dim if isinstance(dim, int) else 2 for dim in spec.shape or ()]
-    one = "1" if spec.differentiable else "0"
+    one = "1" if spec.differentiable else "true" if spec.dtypes == ("bool",) else "0"
     text = ",".join([one] * (sizes[-1] if sizes else 1))
     for size in reversed(sizes[:-1]):
         text = "[" + ",".join([text if text.startswith("[") else f"[{text}]"] * size) + "]"

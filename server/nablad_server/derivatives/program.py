@@ -113,8 +113,8 @@ def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
     if array.nbytes < HOISTED_BYTES:
         return array.astype(dtype, copy=False)
     array = np.ascontiguousarray(array.astype(dtype, copy=False))
-    # By content: an address says nothing of strides (a matrix and its transpose share it), and a function that makes the
-    # constant anew at every trace would have one copy for each.
+    # By content: an address says nothing of strides (a matrix and its transpose share it), and a function that makes
+    # the constant anew at every trace would have one copy for each.
     key = (array.shape, str(dtype), hashlib.blake2b(array.reshape(-1).view(np.uint8)).digest())
     if key not in kept:
         kept[key] = jax.device_put(array)

@@ -149,8 +149,14 @@ def _split(outputs: Sequence[Array], groups: Sequence[int], members: Sequence[Po
     return results
 
 
+def _without_traceback(text: str) -> str:
+    """What a callback raised, without the lines of this server's code that XLA puts before it."""
+    _, traceback, last = text.rpartition('\n  File "')
+    return last.partition("\n")[2] if traceback else text
+
+
 def _execution_failed(query: Query, error: Exception) -> NabladError:
-    text = " ".join(str(error).split())[:500]
+    text = " ".join(_without_traceback(str(error)).split())[:500]
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         return ResourceExhausted(f"{query} ran out of memory; ask for fewer points at once: {text}")
     return FunctionFailed(

@@ -1,0 +1,47 @@
+"""The exception tree and its way over the wire."""
+
+import grpc
+import pytest
+from google.rpc import code_pb2, status_pb2
+
+from nablad import errors
+from nablad.errors import _BY_REASON, NabladError, from_status, to_status
+
+
+@pytest.mark.parametrize("kind", _BY_REASON.values(), ids=lambda kind: kind.__name__)
+def test_every_error_arrives_as_it_was_raised(kind: type[NabladError]) -> None:
+    sent = kind("what was given", field="inputs[0].name", metadata={"input": "x"}, retry_after=0.25)
+    got = from_status(status_pb2.Status.FromString(to_status(sent).SerializeToString()))
+    assert type(got) is kind
+    assert (got.message, got.field, got.metadata, got.retry_after) == (sent.message, sent.field, sent.metadata, 0.25)
+
+
+def test_an_unknown_reason_is_its_status_code() -> None:
+    status = to_status(errors.WrongShape("m"))
+    status.details[0].value = status.details[0].value.replace(b"WRONG_SHAPE", b"OTHER_SHAPE")
+    assert type(from_status(status)) is errors.InvalidArgument
+
+
+def test_an_unknown_code_is_a_nablad_error() -> None:
+    assert type(from_status(status_pb2.Status(code=code_pb2.DATA_LOSS, message="m"))) is NabladError
+
+
+def test_details_stay_under_4_kib() -> None:
+    error = errors.UnknownInput("é" * 10_000, field="f" * 10_000, metadata={"input": "x" * 10_000})
+    assert to_status(error).ByteSize() < 4096
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [(errors.InvalidTensor, ValueError), (errors.FunctionNotFound, LookupError), (errors.DeadlineExceeded, TimeoutError),
+     (errors.Draining, ConnectionError)],
+)  # fmt: skip
+def test_errors_are_also_what_python_calls_them(kind: type[NabladError], builtin: type[Exception]) -> None:
+    assert issubclass(kind, builtin)
+
+
+def test_the_drawing_names_every_class() -> None:
+    drawn = errors.__doc__ or ""
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, NabladError)]
+    assert [kind.__name__ for kind in classes if kind.__name__ not in drawn] == []
+    assert all(isinstance(kind.code, grpc.StatusCode) for kind in classes)

@@ -1,0 +1,1 @@
+"""The nonlinear regression problems of NIST's Statistical Reference Datasets, fitted with served derivatives."""
