@@ -39,7 +39,7 @@ def generate(target: Path) -> dict[Path, str]:
     """Compiles every .proto into `target`; returns the generated texts by path relative to it."""
     python = tools()
     names = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    command = [
+    command: list[str | Path] = [
         python, "-m", "grpc_tools.protoc", f"-I{PROTOS}",
         f"--plugin=protoc-gen-mypy={python.parent / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={python.parent / 'protoc-gen-mypy_grpc'}",

@@ -11,6 +11,7 @@
 """
 
 from nablad import aio, errors
+from nablad._calls import Mode
 from nablad.client import Client, Function
 from nablad.errors import NabladError
 from nablad.results import (
@@ -41,6 +42,7 @@ __all__ = [
     "Hvp",
     "Jacobian",
     "Jvp",
+    "Mode",
     "NabladError",
     "TensorInfo",
     "Vjp",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from nablad.errors import NabladError
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from nablad.errors import NabladError
 from nablad_server.app import App
 from nablad_server.config import Settings
 from nablad_server.telemetry import configure_logging

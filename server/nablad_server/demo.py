@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from nablad.client import Client
-from nablad.results import Result
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nablad.client import Client
+from nablad.results import Result
 from nablad_server.app import App
 from nablad_server.config import Settings
 from nablad_server.telemetry import configure_logging
@@ -95,16 +95,17 @@ def _row(client: Client, example: Example) -> tuple[tuple[str, ...], float]:
     found = np.asarray(getattr(result, example.part))
     exact = np.asarray(example.exact)
     error = float(np.max(np.abs(found - exact)) / max(np.max(np.abs(exact)), np.finfo(float).tiny))
-    row = (example.function, example.point, example.operator, _shown(found), _shown(exact), f"{error:.1e}",
+    row = (example.function, example.point, example.operator.replace("_", " "), _shown(found), _shown(exact), f"{error:.1e}",
            f"{took * 1e3:.2f} ms")  # fmt: skip
     return tuple(map(escape, row)), error
 
 
 @click.command("demo")
-def demo() -> None:
+@click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Also save what is printed as a picture.")
+def demo(svg: str | None) -> None:
     """Start an embedded server on a free port and print derivatives that it computes, beside their exact values."""
     configure_logging("warning", "text")
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = Console(width=None if sys.stdout.isatty() and not svg else 132, record=svg is not None)
     started = time.perf_counter()
     app = App(Settings(address="127.0.0.1:0", functions=[], drain_pause_seconds=0))
     app.start()
@@ -133,5 +134,7 @@ def demo() -> None:
         f"\n{len(errors)} results, largest relative error {max(errors):.1e}; {time.perf_counter() - started:.1f} s "
         "in all, compiling included.\nTry it yourself: nablad serve, and in another terminal nablad list."
     )
+    if svg is not None:
+        console.save_svg(svg, title="nablad demo")
     if max(errors) > 1e-12:
         raise click.ClickException("a result differs from its exact value")

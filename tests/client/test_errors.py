@@ -33,8 +33,8 @@ def test_details_stay_under_4_kib() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "builtin"),
-    [(errors.InvalidTensor, ValueError), (errors.FunctionNotFound, LookupError), (errors.DeadlineExceeded, TimeoutError),
-     (errors.Draining, ConnectionError)],
+    [(errors.InvalidTensor, ValueError), (errors.FunctionNotFound, LookupError),
+     (errors.DeadlineExceeded, TimeoutError), (errors.Draining, ConnectionError)],
 )  # fmt: skip
 def test_errors_are_also_what_python_calls_them(kind: type[NabladError], builtin: type[Exception]) -> None:
     assert issubclass(kind, builtin)

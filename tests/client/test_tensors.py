@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from nablad.errors import InvalidTensor, WrongDtype
-from nablad.tensors import Array, DTYPES, read, to_array, to_tensor
+from nablad.tensors import DTYPES, Array, read, to_array, to_tensor
 from nablad.v1 import tensor_pb2
 
 PLAIN = [dtype for dtype in DTYPES.values() if dtype.kind != "V"]
@@ -50,5 +50,5 @@ def test_reading_copies_nothing() -> None:
     tensor = to_tensor(np.arange(4.0))
     assert read(tensor, "t").shape == (4,)
     with pytest.raises(InvalidTensor, match="takes 32 bytes; got 31") as caught:
-        read(tensor_pb2.Tensor(dtype=1, shape=[4], data=tensor.data[:-1]), "inputs[3].tensor")
+        read(tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_FLOAT64, shape=[4], data=tensor.data[:-1]), "inputs[3].tensor")
     assert caught.value.field == "inputs[3].tensor.data"

@@ -10,13 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Float, Int
-from queries import answer, query_of, spec
 
 from nablad.errors import CompileFailed, InvalidOption, NotDifferentiable
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.program import HOISTED_BYTES, Constants, Program, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import build
+from queries import answer, query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT
 JACOBIAN = function_pb2.OPERATOR_JACOBIAN
@@ -28,19 +28,24 @@ SMALL = np.arange(16.0)
 assert SMALL.nbytes < HOISTED_BYTES < MATRIX.nbytes
 
 
+def argument_bytes(program: Program) -> int:
+    analysis: Any = program.executable.memory_analysis()
+    return int(analysis.argument_size_in_bytes)
+
+
 def program_of(query: Query, bucket: int = 1) -> Program:
     return compile_program(trace(query, {}), bucket)
 
 
-def numpy_closure(x: Float[Array, "128"]) -> Float[Array, "128"]:
+def numpy_closure(x: Float[Array, "128"]) -> Any:
     return MATRIX @ x
 
 
-def device_closure(x: Float[Array, "128"]) -> Float[Array, "128"]:
+def device_closure(x: Float[Array, "128"]) -> Any:
     return MATRIX_ON_DEVICE @ x
 
 
-def made_anew(x: Float[Array, "128"]) -> Float[Array, "128"]:
+def made_anew(x: Float[Array, "128"]) -> Any:
     return jnp.asarray(MATRIX + 0.0) @ x
 
 
@@ -60,13 +65,13 @@ def test_a_large_constant_is_an_argument_and_lies_on_the_device_once(call: Calla
     assert one is other
     assert len(constants) == 1
     for program in programs:
-        assert program.executable.memory_analysis().argument_size_in_bytes >= MATRIX.nbytes
+        assert argument_bytes(program) >= MATRIX.nbytes
     x = np.linspace(-1, 1, SIDE)
     np.testing.assert_allclose(programs[0].run([x[None]])[0][0], MATRIX @ x, rtol=1e-12)
     np.testing.assert_array_equal(programs[1].run([x[None]])[1][0], MATRIX)
 
 
-def small_closure(x: Float[Array, "16"]) -> Float[Array, ""]:
+def small_closure(x: Float[Array, "16"]) -> Any:
     return SMALL @ x
 
 
@@ -74,10 +79,10 @@ def test_a_small_constant_is_compiled_in() -> None:
     program = program_of(query_of(small_closure, EVALUATE, (spec((16,)),)))
 
     assert program.hoisted == ()
-    assert program.executable.memory_analysis().argument_size_in_bytes == 16 * 8
+    assert argument_bytes(program) == 16 * 8
 
 
-def both_ways(x: Float[Array, "128"]) -> Float[Array, "128"]:
+def both_ways(x: Float[Array, "128"]) -> Any:
     return MATRIX @ x + 2 * (MATRIX.T @ x)
 
 
@@ -101,7 +106,7 @@ def test_a_float32_program_holds_no_float64(operator: function_pb2.Operator.Valu
     program = compile_program(traced, 2)
 
     assert "f64" not in str(traced.jaxpr)
-    assert "f64" not in program.executable.as_text()
+    assert "f64" not in str(program.executable.as_text())
     assert {output.dtype.name for output in program.run([np.ones((2, 4), np.float32)])} == {"float32"}
 
 
@@ -126,7 +131,7 @@ def test_results_have_the_dtype_of_their_inputs(dtype: Any) -> None:
     (value,), (gradient,) = answer(query_of(quartic, GRADIENT, (spec((3,), dtype),)), x)
 
     assert (value.dtype, gradient.dtype) == (np.dtype(dtype), np.dtype(dtype))
-    eps = float(ml_dtypes.finfo(dtype).eps)
+    eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(gradient.astype(np.float64), 12.5 * x + 4 * x**3, rtol=8 * eps)
 
 
@@ -184,7 +189,7 @@ def test_groups_say_how_the_results_are_grouped() -> None:
     assert program_of(query).groups == (1, 2, 4)
 
 
-def grumbling(x: Float[Array, ""]) -> Float[Array, ""]:
+def grumbling(x: Float[Array, ""]) -> Any:
     def refuse_ones(value: Any) -> Any:
         if np.any(value == 1.0):
             raise ValueError("not one, please")
@@ -201,7 +206,7 @@ def test_a_function_that_fails_at_some_point_is_compiled_all_the_same() -> None:
         program.run([np.array([1.0, 3.0])])
 
 
-def one_at_a_time(x: Float[Array, ""]) -> Float[Array, ""]:
+def one_at_a_time(x: Float[Array, ""]) -> Any:
     return jax.pure_callback(lambda value: value, jax.ShapeDtypeStruct((), x.dtype), x)
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
-from queries import spec
 
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import build
+from queries import spec
 
 
 def scaled(x: Float[Array, "n"], by: Float[Array, ""]) -> Any:

@@ -1,6 +1,7 @@
 # jaxtyping writes shapes as strings, which are not forward references:
 # ruff: noqa: F722, F821
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Array, Bool, Float, Int
-from queries import query_of, spec
 
 from nablad.errors import CompileFailed, CompileQueueFull, FunctionFailed, NabladError
 from nablad.v1 import function_pb2
@@ -22,6 +22,7 @@ from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import DerivativeRunner, Points, Prepared, Results
 from puppets import SAFETY
+from queries import query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT
 
@@ -35,7 +36,7 @@ class Bench:
 
     def warm(self, query: Query, *buckets: int) -> None:
         for bucket in buckets:
-            self.wait_for(lambda done, bucket=bucket: self.cache.request(query, bucket, done))
+            self.wait_for(functools.partial(self.cache.request, query, bucket))
 
     def wait_for(self, request: Callable[[Any], object]) -> None:
         ready, errors = threading.Event(), list[NabladError | None]()
@@ -153,7 +154,7 @@ def test_a_gradient_is_the_closed_form(warm: Bench) -> None:
 seen: list[Any] = []
 
 
-def watched(x: Float[Array, "n"]) -> Float[Array, "n"]:
+def watched(x: Float[Array, "n"]) -> Any:
     """Keeps every row it is given, and raises on zeros."""
 
     def look(rows: Any) -> Any:
@@ -292,7 +293,7 @@ def test_a_function_that_raises_while_it_runs_fails_by_name(bench: Make) -> None
     assert failed.value.metadata["function"] == "watched@1"
 
 
-def one_at_a_time(x: Float[Array, ""]) -> Float[Array, ""]:
+def one_at_a_time(x: Float[Array, ""]) -> Any:
     return jax.pure_callback(lambda value: value, jax.ShapeDtypeStruct((), x.dtype), x)
 
 

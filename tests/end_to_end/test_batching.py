@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from servers import ServerProcess
 
 import nablad
+from servers import ServerProcess
 
 RTOL = 64 * 2.0**-52
 """Programs for different numbers of points round differently; neighbours never matter."""

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from servers import ServerProcess
 
 import nablad
 from nablad import errors
+from servers import ServerProcess
 
 FUNCTIONS = Path(__file__).parent / "user_functions.py"
 

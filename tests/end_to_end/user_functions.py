@@ -1,4 +1,4 @@
-# ruff: noqa: F722 - jaxtyping's shapes are strings, not forward references
+# ruff: noqa: F722, F821 - jaxtyping's shapes are strings, not forward references
 """A user's file of functions, with misbehaving ones among them."""
 
 import os

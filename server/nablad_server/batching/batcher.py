@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError
 
 from nablad.errors import Cancelled, DeadlineExceeded, Draining, Internal, NabladError, QueueFull
-
 from nablad_server.batching.lane import Lane
 from nablad_server.batching.policy import Policy
 from nablad_server.batching.ticket import Outcome, Prepared, Runner, State, Ticket

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from nablad.errors import CompileQueueFull, Draining, Internal, NabladError
-
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.jet import jet
+
 from nablad.errors import InvalidOption
 from nablad.v1 import differentiation_pb2, function_pb2
-
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.signature import ArraySpec
 

@@ -10,9 +10,9 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+
 from nablad.errors import CompileFailed, NabladError, NotDifferentiable
 from nablad.tensors import Array
-
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.precision import precision_of
@@ -115,7 +115,7 @@ def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
     array = np.ascontiguousarray(array.astype(dtype, copy=False))
     # By content: an address says nothing of strides (a matrix and its transpose share it), and a function that makes
     # the constant anew at every trace would have one copy for each.
-    key = (array.shape, str(dtype), hashlib.blake2b(array.reshape(-1).view(np.uint8)).digest())
+    key = (array.shape, str(dtype), hashlib.blake2b(array.tobytes()).digest())
     if key not in kept:
         kept[key] = jax.device_put(array)
     return kept[key]

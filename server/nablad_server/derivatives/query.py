@@ -7,7 +7,6 @@ import functools
 from dataclasses import dataclass
 
 from nablad.v1 import differentiation_pb2, function_pb2
-
 from nablad_server.functions.function import Function
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.signature import ArraySpec

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from nablad.errors import FunctionFailed, NabladError, ResourceExhausted
 from nablad.tensors import Array
-
 from nablad_server.derivatives.cache import Done, ProgramCache
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.program import Program

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import AbstractArray
-from nablad.tensors import NUMBERS
 
+from nablad.tensors import NUMBERS
 from nablad_server.functions.signature import Dim, Signature, TensorSpec
 
 

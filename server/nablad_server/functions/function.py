@@ -8,9 +8,9 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
+
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
-
 from nablad_server.functions.annotations import signature_of
 from nablad_server.functions.precision import precision_of
 from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape, flatten_outputs

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable
 
 from nablad.errors import FunctionNotFound, InvalidReference, VersionNotFound
-
 from nablad_server.functions.function import NAME, Function
 
 

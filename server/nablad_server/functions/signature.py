@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+
 from nablad import trees
 from nablad.errors import WrongDtype, WrongShape
 from nablad.tensors import NUMBERS

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
 from nablad.errors import DuplicateName, InvalidVector, WrongDtype, WrongShape
 from nablad.tensors import Data, read
 from nablad.v1 import tensor_pb2
-
 from nablad_server.functions.signature import ArraySpec
 
 Tensors = Sequence[tensor_pb2.NamedTensor]

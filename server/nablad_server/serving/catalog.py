@@ -1,11 +1,11 @@
 """CatalogService: what functions there are."""
 
 import grpc
+
 from nablad.errors import InvalidOption
 from nablad.tensors import NUMBERS
 from nablad.v1 import catalog_pb2 as pb
 from nablad.v1 import function_pb2
-
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec

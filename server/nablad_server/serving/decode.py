@@ -9,7 +9,6 @@ from typing import NamedTuple
 from nablad.errors import InvalidBatch, InvalidOption, InvalidVector, MissingInput, ResultTooLarge, UnknownInput
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
-
 from nablad_server.derivatives.operators import MAX_ORDER, result_bytes
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
-from nablad.v1 import differentiation_pb2 as pb
 
+from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.ticket import Outcome, Ticket
 from nablad_server.serving import encode

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 import numpy as np
+
 from nablad.tensors import Array, to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import tensor_pb2
-
 from nablad_server.batching.ticket import Outcome
 from nablad_server.serving.decode import Decoded
 

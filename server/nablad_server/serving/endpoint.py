@@ -14,6 +14,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
+
 from nablad.errors import Internal, Loading, MalformedRequest, NabladError, to_status
 
 _Request = TypeVar("_Request", bound=Message)

@@ -12,7 +12,6 @@ from nablad.errors import (
     UnknownInput,
     UnknownOutput,
 )
-
 from nablad_server.functions.function import Function
 from nablad_server.functions.signature import ArraySpec
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, listed, near, vectors_like

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
+
 from nablad.tensors import DTYPES, to_tensor
 from nablad.v1 import tensor_pb2
-
 from nablad_server.batching.batcher import Batcher
 from nablad_server.functions.function import Function, Warm
 from nablad_server.serving.decode import Decoder

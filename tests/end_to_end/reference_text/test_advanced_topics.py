@@ -10,14 +10,14 @@ from typing import Self
 
 import numpy as np
 import pytest
-from end_to_end.reference_text import numerical
-from end_to_end.reference_text.numerical import Array
-from end_to_end.reference_text.properties import ANGLES, REALS, property_test, tensors
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import nablad
+from end_to_end.reference_text import numerical
+from end_to_end.reference_text.numerical import Array
+from end_to_end.reference_text.properties import ANGLES, REALS, property_test, tensors
 from nablad.errors import ResultTooLarge
 
 # Matrix Calculus

@@ -5,14 +5,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from end_to_end.reference_text import numerical
-from end_to_end.reference_text.numerical import Array
-from end_to_end.reference_text.properties import property_test, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import nablad
+from end_to_end.reference_text import numerical
+from end_to_end.reference_text.numerical import Array
+from end_to_end.reference_text.properties import property_test, tensors
 
 Mode = Literal["auto", "forward", "reverse"]
 MODES: tuple[Mode, ...] = ("auto", "forward", "reverse")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from end_to_end.reference_text.numerical import Array
-from end_to_end.reference_text.properties import REALS, property_test
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import nablad
+from end_to_end.reference_text.numerical import Array
+from end_to_end.reference_text.properties import REALS, property_test
 
 POINTS = np.array([-3.0, -1.25, -0.5, 0.0, 0.3, 1.0, 2.5])
 POSITIVE = np.array([0.05, 0.5, 1.0, 2.0, 10.0, 250.0])

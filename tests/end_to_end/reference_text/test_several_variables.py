@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from end_to_end.reference_text.numerical import Array
-from end_to_end.reference_text.properties import ANGLES, REALS, property_test, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import nablad
+from end_to_end.reference_text.numerical import Array
+from end_to_end.reference_text.properties import ANGLES, REALS, property_test, tensors
 
 PAIRS = tensors(2)
 NOT_SHORT = PAIRS.filter(lambda x: np.linalg.norm(x) > 0.1)

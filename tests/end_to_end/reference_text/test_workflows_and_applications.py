@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from end_to_end.reference_text import numerical
-from end_to_end.reference_text.numerical import Array
-from end_to_end.reference_text.properties import REALS, class_labels, property_test, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
 import nablad
+from end_to_end.reference_text import numerical
+from end_to_end.reference_text.numerical import Array
+from end_to_end.reference_text.properties import REALS, class_labels, property_test, tensors
 
 
 def sum_of_squares(client: nablad.Client) -> numerical.Rowwise:
