@@ -70,7 +70,9 @@ class Call:
     @property
     def refused(self) -> bool:
         """The server did not accept it, and said so."""
-        return self.outcome.startswith("UNAVAILABLE") and not any(text in self.outcome.lower() for text in CUT_OFF)
+        code, _, details = self.outcome.lower().partition(": ")
+        never_connected = details.startswith("failed to connect")
+        return code == "unavailable" and (never_connected or not any(text in details for text in CUT_OFF))
 
 
 @dataclass

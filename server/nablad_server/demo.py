@@ -95,7 +95,8 @@ def _row(client: Client, example: Example) -> tuple[tuple[str, ...], float]:
     found = np.asarray(getattr(result, example.part))
     exact = np.asarray(example.exact)
     error = float(np.max(np.abs(found - exact)) / max(np.max(np.abs(exact)), np.finfo(float).tiny))
-    row = (example.function, example.point, example.operator.replace("_", " "), _shown(found), _shown(exact), f"{error:.1e}",
+    operator = example.operator.replace("_", " ")
+    row = (example.function, example.point, operator, _shown(found), _shown(exact), f"{error:.1e}",
            f"{took * 1e3:.2f} ms")  # fmt: skip
     return tuple(map(escape, row)), error
 

@@ -1,0 +1,53 @@
+"""What the README shows is what happens."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+import nablad
+from servers import ServerProcess
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
+    functions, calls = blocks("python")
+    (tmp_path / "models.py").write_text(functions)
+    with ServerProcess(tmp_path / "models.py") as server:
+        found: dict[str, Any] = {}
+        exec(calls.replace("127.0.0.1:50051", server.address), found)  # noqa: S102 - the README's own code
+        greeks = found["greeks"]
+        d = (np.log(100 / 95) + 0.2**2 / 2) / 0.2
+        assert np.allclose(greeks.value, 100 * norm.cdf(d) - 95 * norm.cdf(d - 0.2), rtol=1e-12)
+        assert np.allclose(greeks.gradient["spot"], norm.cdf(d), rtol=1e-12)
+        assert np.allclose(greeks.gradient["vol"], 100 * norm.pdf(d), rtol=1e-12)
+        with nablad.Client(server.address) as client:
+            for line in re.findall(r"^    f.*$", calls, re.MULTILINE):
+                expression, _, comment = line.strip().partition("  ")
+                if "array(" in comment:
+                    value = eval(expression, {"f": client.function("rosenbrock"), "np": np})  # noqa: S307 - likewise
+                    assert value.tolist() == eval(comment.strip(" #"), {"array": np.array}).tolist()  # noqa: S307
+
+
+def test_the_shell_commands_of_the_readme_that_call(tmp_path: Path, server_address: str) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("nablad ")]
+    assert {line.split()[1] for line in lines} == {"serve", "list", "gradient"}
+    (tmp_path / "models.py").write_text(blocks("python")[0])
+    with ServerProcess(tmp_path / "models.py") as server:
+        command = next(line for line in lines if line.startswith("nablad gradient")).split()[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "nablad", *command, "--address", server.address],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert "black_scholes" in done.stdout
