@@ -40,16 +40,22 @@ class ServerProcess:
         self._reader.start()
 
     def __enter__(self) -> Self:
-        while (line := self._arrived.get(timeout=START_SECONDS)) is not None:
-            if line.get("event") == "serving":
-                self.address = line["address"]
-                return self
-        raise RuntimeError(f"the server ended with status {self.stop()}: {self.log}")
+        self.wait_for("serving")
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def wait_for(self, event: str) -> None:
+        """Reads the log until the server says `event`. Raises RuntimeError if it ends first."""
+        while (line := self._arrived.get(timeout=START_SECONDS)) is not None:
+            if line.get("event") == "listening":
+                self.address = line["address"]
+            if line.get("event") == event:
+                return
+        raise RuntimeError(f"the server ended with status {self.stop()}: {self.log}")
 
     def terminate(self) -> None:
         """Sends SIGTERM, and does not wait."""

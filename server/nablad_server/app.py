@@ -95,6 +95,7 @@ class App:
             self.address = f"{host}:{port}"
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.start()
+        log.info("listening", address=self.address)
         try:
             self._warm_up()
         except Exception:
@@ -160,7 +161,7 @@ class App:
         return server
 
     def _warm_up(self) -> None:
-        wanted = [(function, warm) for function in self._registry.latest() for warm in function.warm]
+        wanted = [(function, warm) for function in self._registry.all() for warm in function.warm]
         wanted += [(self._registry.get(ref), warm) for ref, warm in map(parse_warm, self._settings.warm)]
         for function, warm in wanted:
             started = time.monotonic()

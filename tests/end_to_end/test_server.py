@@ -154,8 +154,26 @@ def test_health_and_reflection(user_server: ServerProcess) -> None:
 
 def test_warm_programs_are_ready_with_the_server(user_server: ServerProcess, user_client: nablad.Client) -> None:
     warmed = [line for line in user_server.log if line["event"] == "warmed"]
-    assert [line["function"] for line in warmed] == ["cubes@1"] or not warmed
+    assert [line["function"] for line in warmed] == ["cubes@1", "patient@1"]
+    assert user_client.gradient("cubes@1", np.ones(4)).execution.compile_seconds == 0
     assert user_client.gradient("cubes@2", np.ones(3)).execution.compile_seconds > 0
+
+
+def test_until_it_is_warm_it_says_so(scratch: Path) -> None:
+    process = ServerProcess(FUNCTIONS, env={"NABLAD_TEST_SCRATCH": str(scratch), "NABLAD_TEST_HOLD_WARM": "1"})
+    try:
+        process.wait_for("listening")
+        with (scratch / "gate").open("w"), nablad.Client(process.address, retries=False) as client:
+            # The gate is open for writing: the first program is being warmed, and waits.
+            assert not client.healthy()
+            with pytest.raises(errors.Loading, match="warming up"):
+                client.gradient("rosenbrock", [1.0, 2.0])
+        process.wait_for("serving")
+        with nablad.Client(process.address) as client:
+            assert client.healthy()
+            assert client.gradient("rosenbrock", [1.0, 1.0]).gradient.tolist() == [0.0, 0.0]
+    finally:
+        assert process.stop() == 0
 
 
 def test_sigterm_answers_all_that_is_in_flight_and_exits_0(scratch: Path) -> None:
@@ -197,9 +215,9 @@ def test_what_is_wrong_at_start_up_is_named(arguments: tuple[str, ...], says: st
 
 def test_settings_come_from_file_environment_and_command_line_in_that_order(tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text("builtin = false\nmax_points = 7\nfunctions = ['" + str(FUNCTIONS) + "']\n")
-    options = ("--settings", settings, "--max-points", "5")
-    with ServerProcess(*options, env={"NABLAD_MAX_POINTS": "6"}) as process, nablad.Client(process.address) as client:
+    settings.write_text("builtin = false\nmax_points = 11\nfunctions = ['" + str(FUNCTIONS) + "']\n")
+    options = ("--settings", settings, "--max-points", "9")
+    with ServerProcess(*options, env={"NABLAD_MAX_POINTS": "10"}) as process, nablad.Client(process.address) as client:
         assert "rosenbrock" not in {info.name for info in client.functions()}
-        with pytest.raises(errors.InvalidBatch, match="expected 1 to 5"):
-            client.gradient("cubes", np.ones((8, 2)), batched=True)
+        with pytest.raises(errors.InvalidBatch, match="expected 1 to 9"):
+            client.gradient("cubes", np.ones((10, 2)), batched=True)

@@ -58,6 +58,19 @@ def held(x: Float[Array, ""]) -> Float[Array, ""]:
     return jax.pure_callback(_held, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
 
 
+def _patient(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    if os.environ.pop("NABLAD_TEST_HOLD_WARM", None):
+        with (SCRATCH / "gate").open() as gate:
+            gate.read()
+    return np.asarray(x)
+
+
+@function(warm=[Warm("evaluate", {})])
+def patient(x: Float[Array, ""]) -> Float[Array, ""]:
+    """x; its first execution can be made to wait for the gate."""
+    return jax.pure_callback(_patient, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+
+
 @function(name="cubes", version=2)
 def cubes_doubled(x: Float[Array, "n"]) -> Float[Array, ""]:
     """Twice the sum of x³."""
