@@ -75,6 +75,15 @@ def test_a_charge_that_was_estimated_too_high_is_given_back(corrections: Sequenc
         assert turns.next(["a", "b"]) == exact.next(["a", "b"])
 
 
+def test_a_charge_counts_from_the_present() -> None:
+    turns = Turns()
+    used(turns, {"busy": 10.0}, 5)
+
+    turns.charge("unknown", 1.0)
+
+    assert turns.next(["unknown", "newcomer"]) == "newcomer"
+
+
 class Key:
     pass
 

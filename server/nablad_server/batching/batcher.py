@@ -62,7 +62,7 @@ class Batcher:
             try:
                 return ticket.future.result(timeout)
             except CancelledError:
-                raise Cancelled("the caller went away before the work was begun") from None
+                raise _cancelled() from None
             except NabladError:
                 raise  # before TimeoutError: DeadlineExceeded is one
             except TimeoutError:
@@ -74,6 +74,7 @@ class Batcher:
 
         Raises:
             Draining: no new work is taken on.
+            Cancelled: the ticket was cancelled already.
             QueueFull: too many tickets, or bytes, wait.
             DeadlineExceeded: the deadline has passed already.
         """
@@ -83,6 +84,8 @@ class Batcher:
         with self._condition:
             if self._closed:
                 raise Draining("the server is shutting down; retry elsewhere")
+            if ticket.state is State.DROPPED:
+                raise _cancelled()
             policy = self._policy
             if self._tickets >= policy.max_tickets or self._size + ticket.size > policy.max_bytes:
                 raise QueueFull(
@@ -98,8 +101,11 @@ class Batcher:
             self._condition.notify()
 
     def cancel(self, ticket: Ticket) -> bool:
-        """Drops a ticket that still waits: no work will be done for it. False if it runs, has run, or never waited."""
+        """Drops a ticket that is new or waits: no work will be done for it. False if it runs or has run."""
         with self._condition:
+            if ticket.state is State.NEW:
+                ticket.state = State.DROPPED
+                return ticket.future.cancel()
             lane = self._lanes.get(ticket.key)
             if lane is None or not lane.cancel(ticket):
                 return False
@@ -247,6 +253,10 @@ class Batcher:
 
 def _nobody_waits(error: NabladError | None, seconds: float) -> None:
     """A direct call does not wait: it goes to its lane instead."""
+
+
+def _cancelled() -> Cancelled:
+    return Cancelled("the caller went away before the work was begun")
 
 
 def _expired(ticket: Ticket) -> DeadlineExceeded:

@@ -13,7 +13,7 @@ class State(enum.Enum):
     """Where a ticket is on its way; it only ever moves down this list."""
 
     NEW = enum.auto()
-    """Not in a lane yet."""
+    """Not in a lane: about to run directly, or to be offered, or refused."""
     WAITING = enum.auto()
     RUNNING = enum.auto()
     DROPPED = enum.auto()
@@ -44,7 +44,7 @@ class Ticket:
         arrived: on the batcher's clock.
         compile_seconds: how long the compilation took that it waited for.
         future: resolves to an Outcome.
-        state: kept by the lane.
+        state: kept by the lane, once it is in one.
     """
 
     key: Hashable

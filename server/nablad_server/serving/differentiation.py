@@ -72,7 +72,8 @@ def differentiation_service(decoder: Decoder, batcher: Batcher, gate: Gate) -> g
             decoded = rpc.decode(decoder, request)
             ticket = ticket_of(decoded, _deadline(context))
             # Called when the caller goes away, and harmlessly at the end of every call.
-            context.add_callback(functools.partial(_cancel, batcher, ticket))
+            if not context.add_callback(functools.partial(_cancel, batcher, ticket)):
+                _cancel(batcher, ticket)
             return rpc.encode(decoded, batcher.call(ticket, gate.parked))
 
         return respond
