@@ -15,6 +15,9 @@ from nablad_server.functions.signature import ArraySpec
 
 Groups = list[list[Array]]
 
+MEMORY = 1 << 32
+"""Bytes that an execution may need."""
+
 
 def spec(shape: tuple[int, ...] = (), dtype: Any = np.float64) -> ArraySpec:
     """The specification of an array."""
@@ -45,7 +48,7 @@ def query_of(
 
 def answer(query: Query, *arrays: ArrayLike) -> Groups:
     """The groups of results at one point; `arrays` are the inputs, then the vectors."""
-    program = compile_program(trace(query, {}), 1)
+    program = compile_program(trace(query, {}), 1, MEMORY)
     points = [np.asarray(array, given.dtype)[None] for array, given in zip(arrays, query.arrays, strict=True)]
     flat = iter(program.run(points))
     return [[next(flat)[0] for _ in range(size)] for size in program.groups]

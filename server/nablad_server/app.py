@@ -60,7 +60,7 @@ class App:
         device.configure(settings.compile_cache)
         self._settings = settings
         self._registry = Registry(load_functions(settings))
-        self._cache = ProgramCache(settings.programs, settings.pending_compiles)
+        self._cache = ProgramCache(settings.programs, settings.pending_compiles, settings.memory_bytes)
         runner = DerivativeRunner(self._cache, settings.max_batch_points, settings.max_batch_bytes)
         policy = Policy(
             max_points=settings.max_batch_points,

@@ -16,6 +16,14 @@ def _cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "nablad"
 
 
+def _memory_bytes() -> int:
+    """The memory of this container, or of the machine if it is in none."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    texts = [limit.read_text().strip() for limit in limits if limit.is_file()]
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
+
+
 class Settings(BaseSettings):
     """Settings, from strongest to weakest: command line, environment (NABLAD_…), settings file, default."""
 
@@ -85,6 +93,12 @@ class Settings(BaseSettings):
         ge=1,
         lt=1 << 31,
         description="The largest response. A larger one is refused before any work.",
+    )
+    memory_bytes: int = Field(
+        default_factory=lambda: _memory_bytes() // 2,
+        ge=1,
+        description="Memory that one execution may need; programs that need more are refused when they are compiled. "
+        "Half of what the machine or container has.",
     )
     queue_calls: int = Field(
         default=4096,

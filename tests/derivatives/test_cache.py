@@ -17,7 +17,7 @@ from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function, build
 from puppets import SAFETY
-from queries import query_of, spec
+from queries import MEMORY, query_of, spec
 
 EVALUATE = function_pb2.OPERATOR_EVALUATE
 
@@ -73,7 +73,7 @@ def make() -> Iterator[Callable[..., ProgramCache]]:
     made: list[ProgramCache] = []
 
     def cache(capacity: int = 100, max_pending: int = 100) -> ProgramCache:
-        made.append(ProgramCache(capacity, max_pending))
+        made.append(ProgramCache(capacity, max_pending, MEMORY))
         return made[-1]
 
     yield cache

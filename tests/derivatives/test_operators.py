@@ -23,7 +23,7 @@ from nablad_server.derivatives.operators import OPERATORS, result_bytes, result_
 from nablad_server.derivatives.program import compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import build, function
-from queries import answer, query_of, spec, specs
+from queries import MEMORY, answer, query_of, spec, specs
 
 MODES = (pb.MODE_AUTO, pb.MODE_FORWARD, pb.MODE_REVERSE)
 EVALUATE, GRADIENT, JACOBIAN = (
@@ -267,7 +267,7 @@ _PREPARED: dict[Query, Callable[..., list[list[Any]]]] = {}
 def prepared(query: Query) -> Callable[..., list[list[Any]]]:
     """The query's answer as a function, compiled once."""
     if query not in _PREPARED:
-        program = compile_program(trace(query, {}), 1)
+        program = compile_program(trace(query, {}), 1, MEMORY)
 
         def call(*arrays: Any) -> list[list[Any]]:
             flat = iter(program.run([array[None] for array in arrays]))

@@ -16,7 +16,7 @@ from nablad.v1 import function_pb2
 from nablad_server.derivatives.program import HOISTED_BYTES, Constants, Program, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import build
-from queries import answer, query_of, spec
+from queries import MEMORY, answer, query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT
 JACOBIAN = function_pb2.OPERATOR_JACOBIAN
@@ -34,7 +34,7 @@ def argument_bytes(program: Program) -> int:
 
 
 def program_of(query: Query, bucket: int = 1) -> Program:
-    return compile_program(trace(query, {}), bucket)
+    return compile_program(trace(query, {}), bucket, MEMORY)
 
 
 def numpy_closure(x: Float[Array, "128"]) -> Any:
@@ -59,7 +59,7 @@ def test_a_large_constant_is_an_argument_and_lies_on_the_device_once(call: Calla
         trace(query_of(function, operator, (spec((SIDE,)),)), constants) for operator in (EVALUATE, JACOBIAN)
     )
 
-    programs = [compile_program(traced, 1) for traced in (evaluate, jacobian)]
+    programs = [compile_program(traced, 1, MEMORY) for traced in (evaluate, jacobian)]
 
     (one,), (other,) = (program.hoisted for program in programs)
     assert one is other
@@ -103,7 +103,7 @@ def careless(x: Float[Array, "n"]) -> Any:
 @pytest.mark.parametrize("operator", [EVALUATE, GRADIENT, function_pb2.OPERATOR_HESSIAN])
 def test_a_float32_program_holds_no_float64(operator: function_pb2.Operator.ValueType) -> None:
     traced = trace(query_of(careless, operator, (spec((4,), np.float32),)), {})
-    program = compile_program(traced, 2)
+    program = compile_program(traced, 2, MEMORY)
 
     assert "f64" not in str(traced.jaxpr)
     assert "f64" not in str(program.executable.as_text())
@@ -113,7 +113,7 @@ def test_a_float32_program_holds_no_float64(operator: function_pb2.Operator.Valu
 def test_a_large_float64_constant_is_narrowed_for_a_float32_program_alone() -> None:
     function, constants = build(numpy_closure, "test"), Constants()
     wide, narrow = (
-        compile_program(trace(query_of(function, EVALUATE, (spec((SIDE,), dtype),)), constants), 1)
+        compile_program(trace(query_of(function, EVALUATE, (spec((SIDE,), dtype),)), constants), 1, MEMORY)
         for dtype in (np.float64, np.float32)
     )
 
@@ -213,9 +213,9 @@ def one_at_a_time(x: Float[Array, ""]) -> Any:
 def test_what_cannot_be_batched_fails_by_name_and_can_run_alone() -> None:
     traced = trace(query_of(one_at_a_time, EVALUATE, (spec(),)), {})
 
-    assert compile_program(traced, 1).run([np.array([2.0])])[0].tolist() == [2.0]
+    assert compile_program(traced, 1, MEMORY).run([np.array([2.0])])[0].tolist() == [2.0]
     with pytest.raises(CompileFailed, match=r"one_at_a_time@1.*2 points.*vmap") as failed:
-        compile_program(traced, 2)
+        compile_program(traced, 2, MEMORY)
     assert failed.value.metadata["function"] == "one_at_a_time@1"
 
 

@@ -22,7 +22,7 @@ from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import DerivativeRunner, Points, Prepared, Results
 from puppets import SAFETY
-from queries import query_of, spec
+from queries import MEMORY, query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT
 
@@ -31,7 +31,7 @@ class Bench:
     """A runner and its cache."""
 
     def __init__(self, max_bucket: int = 1024, max_batch_bytes: int = 1 << 26, max_pending: int = 64) -> None:
-        self.cache = ProgramCache(1000, max_pending)
+        self.cache = ProgramCache(1000, max_pending, MEMORY)
         self.runner = DerivativeRunner(self.cache, max_bucket, max_batch_bytes)
 
     def warm(self, query: Query, *buckets: int) -> None:

@@ -33,6 +33,14 @@ def raw(dtype: Any = DTYPE_FLOAT64, shape: tuple[int, ...] = (3,), data: bytes =
     return NamedTensor(name="x", tensor=Tensor(dtype=dtype, shape=shape, data=data))
 
 
+def hollow(n: int) -> list[NamedTensor]:
+    """A of n × 0 and B of 0 × n: no bytes, whose product has n × n elements."""
+    return [
+        NamedTensor(name=name, tensor=Tensor(dtype=DTYPE_FLOAT64, shape=shape))
+        for name, shape in (("A", (n, 0)), ("B", (0, n)))
+    ]
+
+
 class Bad(NamedTuple):
     """A request and what must become of it."""
 
@@ -125,6 +133,19 @@ BAD: dict[str, Bad] = {
     "an absurd stack": Bad(
         "Jvp", pb.JvpRequest(function="rosenbrock", inputs=[named("x", np.ones(0))], stacked=True,
                              tangents=[NamedTensor(name="x", tensor=Tensor(dtype=DTYPE_FLOAT64, shape=[2**40, 0]))]),
+        grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
+    "an array on the way whose size overflows": Bad(
+        "Evaluate", pb.EvaluateRequest(function="trace_product", inputs=hollow(2**31)),
+        grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
+    "an empty input whose size overflows": Bad(
+        "Evaluate", pb.EvaluateRequest(function="sum_of_squares", inputs=[raw(shape=(2**63 - 1, 0), data=b"")]),
+        INVALID, "WRONG_SHAPE", "inputs[0].tensor.shape"),
+    "an array on the way that no memory holds": Bad(
+        "Evaluate", pb.EvaluateRequest(function="trace_product", inputs=hollow(2_000_000)),
+        grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
+    "a stack of nothing, longer than can be counted": Bad(
+        "Hvp", pb.HvpRequest(function="rosenbrock", inputs=[named("x", np.ones(0))], stacked=True,
+                             tangents=[NamedTensor(name="x", tensor=Tensor(dtype=DTYPE_FLOAT64, shape=[2**60, 0]))]),
         grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
     "no tangent": Bad("Hvp", pb.HvpRequest(function="rosenbrock", inputs=[X]), INVALID, "INVALID_VECTOR", "tangents"),
     "tangent of another shape": Bad(

@@ -61,8 +61,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_COMPILE_FAILED: _Reason.ValueType  # 18
     """FAILED_PRECONDITION: the derivative was traced but could not be compiled."""
     REASON_RESULT_TOO_LARGE: _Reason.ValueType  # 19
-    """OUT_OF_RANGE: the result would be larger than a response may be. Ask for less: a block, a diagonal, products with
-    vectors, fewer points.
+    """OUT_OF_RANGE: the result would be larger than a response may be, or computing it would need more memory than the
+    server allows. Ask for less: a block, a diagonal, products with vectors, fewer points.
     """
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 20
     """DEADLINE_EXCEEDED: the deadline passed before the work was begun; no work was done for it."""
@@ -134,8 +134,8 @@ REASON_FUNCTION_FAILED: Reason.ValueType  # 17
 REASON_COMPILE_FAILED: Reason.ValueType  # 18
 """FAILED_PRECONDITION: the derivative was traced but could not be compiled."""
 REASON_RESULT_TOO_LARGE: Reason.ValueType  # 19
-"""OUT_OF_RANGE: the result would be larger than a response may be. Ask for less: a block, a diagonal, products with
-vectors, fewer points.
+"""OUT_OF_RANGE: the result would be larger than a response may be, or computing it would need more memory than the
+server allows. Ask for less: a block, a diagonal, products with vectors, fewer points.
 """
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 20
 """DEADLINE_EXCEEDED: the deadline passed before the work was begun; no work was done for it."""

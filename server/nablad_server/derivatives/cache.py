@@ -32,15 +32,17 @@ class _Entry:
 class ProgramCache:
     """Programs by query and bucket, at most `capacity`; those of the query unused for longest go first."""
 
-    def __init__(self, capacity: int, max_pending: int) -> None:
+    def __init__(self, capacity: int, max_pending: int, memory_limit: int) -> None:
         """Starts the compile thread.
 
         Args:
             capacity: programs kept. One takes about 0.4 MB and 12 memory maps.
             max_pending: compilations that may wait; more are refused.
+            memory_limit: bytes that one execution of a program may need; programs that need more are refused.
         """
         self._capacity = capacity
         self._max_pending = max_pending
+        self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._entries: OrderedDict[Query, _Entry] = OrderedDict()
         self._count = 0
@@ -129,7 +131,7 @@ class ProgramCache:
             except NabladError as refused:
                 entry.refused = refused
                 raise
-        return compile_program(entry.traced, bucket)
+        return compile_program(entry.traced, bucket, self._memory_limit)
 
     def _publish(self, query: Query, bucket: int, program: Program | None) -> list[Done]:
         with self._lock:

@@ -13,6 +13,7 @@ import numpy as np
 
 from nablad.errors import CompileFailed, NabladError, NotDifferentiable
 from nablad.tensors import Array
+from nablad_server.derivatives.memory import refuse_excess, refuse_overflow
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.precision import precision_of
@@ -78,6 +79,7 @@ def trace(query: Query, constants: Constants) -> Traced:
     Raises:
         NotDifferentiable: the function runs, but its derivative cannot be traced in this mode.
         InvalidOption: the order is too high for the function.
+        ResultTooLarge: an array on the way has a size that XLA might not survive.
     """
     compute = point_function(query)
     count = len(query.inputs)
@@ -100,6 +102,7 @@ def trace(query: Query, constants: Constants) -> Traced:
                 f"{type(error).__name__}: {text}. For loops of unknown length try MODE_FORWARD, or Jvp",
                 metadata={"function": query.function.reference},
             ) from error
+        refuse_overflow(query, closed.jaxpr)
         placed = tuple(_placed(constant, query.wide, constants) for constant in closed.consts)
     return Traced(query, closed.jaxpr, placed, tuple(groups))
 
@@ -121,10 +124,11 @@ def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
     return kept[key]
 
 
-def compile_program(traced: Traced, bucket: int) -> Program:
+def compile_program(traced: Traced, bucket: int, memory_limit: int) -> Program:
     """Compiles a traced query for `bucket` points, and runs it once so that its first caller finds it warm.
 
     Raises:
+        ResultTooLarge: an execution would need more than `memory_limit` bytes.
         CompileFailed: XLA refused it.
     """
     query = traced.query
@@ -153,6 +157,7 @@ def compile_program(traced: Traced, bucket: int) -> Program:
             f"{query} could not be compiled for {bucket} points: {type(error).__name__}: {text}",
             metadata={"function": query.function.reference},
         ) from error
+    refuse_excess(query, executable, bucket, memory_limit)
     program = Program(bucket, executable, hoisted, traced.groups)
     # What a function does at an arbitrary point (a callback that raises, say) is not the compiler's business.
     with contextlib.suppress(Exception):
