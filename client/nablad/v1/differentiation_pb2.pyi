@@ -198,7 +198,7 @@ class GradientRequest(_message.Message):
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
-    """The scalar output to differentiate. May be empty if the function has one differentiable output."""
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
     mode: Global___Mode.ValueType
     """How to accumulate."""
     @_builtins.property
@@ -358,7 +358,7 @@ class HessianRequest(_message.Message):
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
-    """The scalar output to differentiate. May be empty if the function has one differentiable output."""
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
     structure: Global___HessianStructure.ValueType
     """Dense or diagonal."""
     mode: Global___Mode.ValueType
@@ -460,7 +460,7 @@ class HvpRequest(_message.Message):
     stacked: _builtins.bool
     """True: the tangents are stacks of k vectors."""
     output: _builtins.str
-    """The scalar output to differentiate. May be empty if the function has one differentiable output."""
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
     mode: Global___Mode.ValueType
     """How to accumulate."""
     @_builtins.property
@@ -469,8 +469,9 @@ class HvpRequest(_message.Message):
 
     @_builtins.property
     def tangents(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
-        """The tangents: named, shaped and typed like inputs. If `stacked`, each has one more axis, of the same length k for
-        all, before the input's own axes and after the points axis if it is `batched`.
+        """The tangents: named and shaped like inputs, in any floating-point dtype, which is converted to the input's. If
+        `stacked`, each has one more axis, of the same length k for all, before the input's own axes and after the points
+        axis if it is `batched`.
         """
 
     @_builtins.property
@@ -641,8 +642,8 @@ class VjpRequest(_message.Message):
 
     @_builtins.property
     def cotangents(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
-        """The cotangents: named, shaped and typed like outputs; stacks as in HvpRequest. Outputs without one have the
-        cotangent zero.
+        """The cotangents: named and shaped like outputs, in any floating-point dtype; stacks as in HvpRequest. Outputs
+        without one have the cotangent zero.
         """
 
     @_builtins.property
@@ -715,7 +716,7 @@ class DirectionalDerivativeRequest(_message.Message):
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
-    """The scalar output to differentiate. May be empty if the function has one differentiable output."""
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
         """All inputs of the function."""
