@@ -10,7 +10,8 @@ from nablad.tensors import Array
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.program import compile_program, trace
 from nablad_server.derivatives.query import Query
-from nablad_server.functions.function import Function, build
+from nablad_server.functions.function import Function
+from nablad_server.functions.registration import build
 from nablad_server.functions.signature import ArraySpec
 
 Groups = list[list[Array]]

@@ -17,7 +17,8 @@ from nablad_server.config import MACHINE, Settings, parse_warm
 from nablad_server.derivatives import device
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.runner import DerivativeRunner
-from nablad_server.functions.function import Function, build
+from nablad_server.functions.function import Function
+from nablad_server.functions.registration import build
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.sources import builtin, python
 from nablad_server.serving import catalog, differentiation

@@ -15,7 +15,8 @@ from nablad.errors import CompileFailed, CompileQueueFull, Draining, NabladError
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
-from nablad_server.functions.function import Function, build
+from nablad_server.functions.function import Function
+from nablad_server.functions.registration import build
 from puppets import SAFETY
 from queries import MEMORY, query_of, spec
 

@@ -22,7 +22,7 @@ from nablad.v1 import function_pb2
 from nablad_server.derivatives.operators import OPERATORS, result_bytes, result_specs
 from nablad_server.derivatives.program import compile_program, trace
 from nablad_server.derivatives.query import Query
-from nablad_server.functions.function import build, function
+from nablad_server.functions.registration import build, function
 from queries import MEMORY, answer, query_of, spec, specs
 
 MODES = (pb.MODE_AUTO, pb.MODE_FORWARD, pb.MODE_REVERSE)
@@ -326,6 +326,18 @@ def test_reverse_mode_through_such_a_loop_is_refused_with_advice(
 ) -> None:
     with pytest.raises(NotDifferentiable, match=r"looped@1.*MODE_FORWARD"):
         trace(query_of(looped, operator, specs(LOOP), **options), {})
+
+
+def looped_sum(x: Float[Array, "m"], n: Int[Array, ""]) -> Any:
+    return jax.lax.fori_loop(0, n, lambda _, product: product * jnp.sum(x), jnp.ones(2))
+
+
+def test_automatic_jacobians_go_forward_where_the_inputs_are_no_larger_than_the_outputs() -> None:
+    _, (jacobian,) = answer(query_of(looped_sum, JACOBIAN, (spec((2,)), spec((), np.int64))), [1.0, 2.0], 3)
+
+    np.testing.assert_allclose(jacobian, np.full((2, 2), 3 * 3.0**2))
+    with pytest.raises(NotDifferentiable):
+        trace(query_of(looped_sum, JACOBIAN, (spec((3,)), spec((), np.int64))), {})
 
 
 def exponential(x: Float[Array, ""]) -> Float[Array, ""]:

@@ -15,7 +15,7 @@ from nablad.errors import CompileFailed, InvalidOption, NotDifferentiable
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.program import HOISTED_BYTES, Constants, Program, compile_program, trace
 from nablad_server.derivatives.query import Query
-from nablad_server.functions.function import build
+from nablad_server.functions.registration import build
 from queries import MEMORY, answer, query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT

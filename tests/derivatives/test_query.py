@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.query import Query
-from nablad_server.functions.function import build
+from nablad_server.functions.registration import build
 from queries import spec
 
 

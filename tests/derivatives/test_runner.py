@@ -234,6 +234,19 @@ def test_a_larger_warm_bucket_serves_at_once(bench: Make) -> None:
     assert sorted(b.cache.buckets(ENTROPY)) == [1, 4, 8, 64]
 
 
+def test_of_several_larger_warm_buckets_the_smallest_serves(bench: Make) -> None:
+    query = query_of(watched, EVALUATE, (spec((2,)),))
+    b = bench()
+    b.warm(query, 8, 64)
+    prepared = b.prepare_now(query, 3)
+    b.warm(query, 1)  # whatever was asked for behind it is compiled, and run once
+    seen.clear()
+
+    prepared([points(np.ones((3, 2)))])
+
+    assert sum(len(rows) for rows in seen) == 8
+
+
 @pytest.mark.parametrize(
     ("limits", "bucket"),
     [

@@ -12,7 +12,8 @@ from jaxtyping import Array, Complex, Float, Int
 
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
-from nablad_server.functions.function import MAX_KNOWN_SHAPES, Warm, build, function
+from nablad_server.functions.function import MAX_KNOWN_SHAPES, Warm
+from nablad_server.functions.registration import build, function
 from nablad_server.functions.signature import ArraySpec
 
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)

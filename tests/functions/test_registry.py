@@ -5,7 +5,8 @@ import pytest
 from jaxtyping import Array, Float
 
 from nablad.errors import FunctionNotFound, InvalidReference, VersionNotFound
-from nablad_server.functions.function import Function, build, function
+from nablad_server.functions.function import Function
+from nablad_server.functions.registration import build, function
 from nablad_server.functions.registry import Registry
 
 

@@ -50,7 +50,7 @@ UNMARKED = """
 """
 
 MARKED = """
-    from nablad_server.functions.function import function
+    from nablad_server import function
 
     def helper(x: Float[Array, "n"]): return x
 

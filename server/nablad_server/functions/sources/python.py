@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nablad_server.functions.function import MARK, Function, build
+from nablad_server.functions.function import Function
+from nablad_server.functions.registration import MARK, build
 
 GROUP = "nablad.functions"
 """Installed packages offer functions by entry points of this group; each names a module, or one function."""

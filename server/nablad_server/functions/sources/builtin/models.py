@@ -11,7 +11,7 @@ import optax
 from jax.scipy import stats
 from jaxtyping import Array, Float, Int
 
-from nablad_server.functions.function import function
+from nablad_server.functions.registration import function
 
 
 def deep_sigmoid(x: Float[Array, ""]) -> Float[Array, ""]:

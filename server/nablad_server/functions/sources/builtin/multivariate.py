@@ -6,7 +6,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nablad_server.functions.function import function
+from nablad_server.functions.registration import function
 
 
 def x2y_3xy2(x: Float[Array, ""], y: Float[Array, ""]) -> Float[Array, ""]:

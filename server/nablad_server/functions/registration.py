@@ -1,0 +1,160 @@
+"""Registration: from a plain Python function, marked or not, to a checked Function."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, overload
+
+import jax
+import numpy as np
+
+from nablad.errors import FunctionFailed
+from nablad_server.functions.annotations import signature_of
+from nablad_server.functions.function import NAME, Function, Warm
+from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape
+
+MARK = "__nablad_function__"
+"""The attribute by which `@function` leaves its options on a function."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class _Options:
+    name: str | None
+    version: int
+    inputs: Mapping[str, Any] | None
+    outputs: Any
+    sizes: Mapping[str, int]
+    warm: tuple[Warm, ...]
+
+
+@overload
+def function(call: _F, /) -> _F: ...
+@overload
+def function(
+    *,
+    name: str | None = None,
+    version: int = 1,
+    inputs: Mapping[str, Any] | None = None,
+    outputs: Any = None,
+    sizes: Mapping[str, int] | None = None,
+    warm: Sequence[Warm] = (),
+) -> Callable[[_F], _F]: ...
+def function(
+    call: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    version: int = 1,
+    inputs: Mapping[str, Any] | None = None,
+    outputs: Any = None,
+    sizes: Mapping[str, int] | None = None,
+    warm: Sequence[Warm] = (),
+) -> Any:
+    """Marks a function for registration; it stays an ordinary function.
+
+    Args:
+        call: the function, when used without parentheses.
+        name: instead of the function's own name.
+        version: 1, 2, …; raise it when the function changes.
+        inputs: for some or all parameters, a specification instead of the annotation: a jaxtyping array, or a tree of
+            them, such as `{"params": {"w": Float[Array, "d h"]}}`.
+        outputs: likewise for the result.
+        sizes: example sizes for the symbols, for functions that cannot be traced at small arbitrary ones.
+        warm: programs to compile before the server says that it is ready.
+    """
+    options = _Options(name, version, inputs, outputs, dict(sizes or {}), tuple(warm))
+
+    def mark(marked: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(marked, MARK, options)
+        return marked
+
+    return mark if call is None else mark(call)
+
+
+def build(call: Callable[..., Any], source: str) -> Function:
+    """Makes a Function of a Python function, marked or not, and checks what can be checked without running it.
+
+    Raises:
+        ValueError: the name, version, annotations or result do not fit; the message names the function and the reason.
+    """
+    options: _Options = getattr(call, MARK, _Options(None, 1, None, None, {}, ()))
+    name = str(options.name or getattr(call, "__name__", ""))
+    try:
+        if not NAME.fullmatch(name):
+            raise ValueError("the name is not a letter followed by letters, digits, '_', '-' or '.'; give name=")
+        if options.version < 1:
+            raise ValueError(f"version={options.version}; expected 1 or more")
+        signature = signature_of(call, options.inputs, options.outputs)
+        built = Function(
+            name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm
+        )  # fmt: skip
+        return replace(built, signature=replace(signature, outputs=_outputs(built, options.sizes)))
+    except ValueError as error:
+        raise ValueError(f"{source}: function {name or call!r}: {error}") from error
+    except FunctionFailed as error:
+        hint = "; if the sizes are the reason, give sizes={...} to @function" if signature.symbols else ""
+        raise ValueError(f"{source}: {error.message}{hint}") from error
+
+
+def _outputs(built: Function, sizes: Mapping[str, int]) -> tuple[TensorSpec, ...] | None:
+    """The outputs' specifications, as seen by tracing at two sets of sizes; checked against the declared ones."""
+    signature = built.signature
+    declared = signature.outputs
+    if not signature.closed:
+        return declared
+    unknown = set(sizes) - set(signature.symbols)
+    if unknown:
+        raise ValueError(f"sizes= names {sorted(unknown)}; the symbols are {list(signature.symbols)}")
+    free = [symbol for symbol in signature.symbols if symbol not in sizes]
+    # Different steps, so that an output of size n + 1 is not taken for one of the next symbol's size.
+    trials = [
+        {symbol: start + step * index for index, symbol in enumerate(free)} | dict(sizes)
+        for start, step in ((3, 1), (13, 2))
+    ]
+    float64 = np.dtype(np.float64)
+    seen = [built.outputs_at(signature.at(trial, float64)) for trial in trials]
+    inferred = []
+    for index, (name, first) in enumerate(seen[0]):
+        second = seen[1][index][1]
+        dims = zip(first.shape, second.shape, strict=True)
+        shape = tuple(
+            next((symbol for symbol in free if (trials[0][symbol], trials[1][symbol]) == pair), None)
+            if pair[0] != pair[1] else next((symbol for symbol in sizes if sizes[symbol] == pair[0]), pair[0])
+            for pair in dims
+        )  # fmt: skip
+        dtypes = _floats_of(signature) if first.differentiable else (first.dtype,)
+        inferred.append(TensorSpec(dtypes, shape, name))
+    if declared is None:
+        return tuple(inferred)
+    _agree(declared, seen[0], trials[0])
+    return declared
+
+
+def _floats_of(signature: Signature) -> tuple[np.dtype[Any], ...]:
+    """The floating-point dtypes that results can have: those that inputs can have."""
+    found = {dtype: None for spec in signature.inputs if spec.differentiable for dtype in spec.dtypes}
+    return tuple(dtype for dtype in found if ArraySpec((), dtype).differentiable)
+
+
+def _agree(declared: Sequence[TensorSpec], seen: Sequence[tuple[str, ArraySpec]], sizes: Mapping[str, int]) -> None:
+    if [spec.name for spec in declared] != [name for name, _ in seen]:
+        names = [name for name, _ in seen]
+        raise ValueError(f"it is declared to return {[spec.name for spec in declared]} but returns {names}")
+    for spec, (name, array) in zip(declared, seen, strict=True):
+        shape = spec.shape
+        bound = None if shape is None else [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in shape]
+        fits = bound is None or (
+            len(bound) == len(array.shape)
+            and all(
+                want in (None, have) or isinstance(want, str) for want, have in zip(bound, array.shape, strict=True)
+            )
+        )
+        if not fits:
+            raise ValueError(
+                f"output {name!r} is declared as {describe_shape(shape)} but has the shape {list(array.shape)} "
+                f"when {', '.join(f'{symbol}={size}' for symbol, size in sizes.items()) or 'traced'}"
+            )
+        if spec.dtypes and not any(jax.numpy.issubdtype(array.dtype, d) or array.dtype == d for d in spec.dtypes):
+            raise ValueError(f"output {name!r} is declared as {spec} but is {array.dtype.name}")
