@@ -25,7 +25,7 @@ from nablad_server.serving import catalog, differentiation
 from nablad_server.serving.catalog import catalog_service
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.differentiation import differentiation_service
-from nablad_server.serving.endpoint import Gate, Phase
+from nablad_server.serving.gate import Gate
 from nablad_server.serving.warmup import warm_up
 
 SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
@@ -75,6 +75,7 @@ class App:
         self._gate = Gate(settings.running_calls)
         self._health = health.HealthServicer()
         self._server = self._build_server()
+        self._ready = False
         self.address = settings.address
         log.info("functions loaded", count=len(self._registry.all()), seconds=round(time.monotonic() - started, 2))
 
@@ -102,20 +103,24 @@ class App:
         except Exception:
             self.stop()
             raise
-        self._gate.phase = Phase.SERVING
+        self._gate.open()
+        self._ready = True
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", address=self.address, machine=MACHINE)
 
     def stop(self) -> None:
         """Drains: says NOT_SERVING, pauses, lets calls in flight finish, and ends all threads."""
         settings = self._settings
-        if self._gate.phase is Phase.SERVING:
-            self._gate.phase = Phase.DRAINING
+        finish_by = time.monotonic() + settings.drain_seconds
+        if self._ready:
             log.info("draining", pause_seconds=settings.drain_pause_seconds, seconds=settings.drain_seconds)
             self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
             # Nothing to wait for but the balancers' next look; calls are served meanwhile.
             threading.Event().wait(settings.drain_pause_seconds)
-        self._server.stop(settings.drain_seconds).wait()
+        # Calls that come from now on are told to go elsewhere. Only once none is inside is the transport stopped: it
+        # would cancel those that it has received and not yet handed over.
+        self._gate.close(finish_by - time.monotonic())
+        self._server.stop(max(1.0, finish_by - time.monotonic())).wait()
         self._cache.close()
         self._batcher.close()
         log.info("stopped")

@@ -177,7 +177,9 @@ def test_until_it_is_warm_it_says_so(scratch: Path) -> None:
 
 
 def test_sigterm_answers_all_that_is_in_flight_and_exits_0(scratch: Path) -> None:
-    with ServerProcess(FUNCTIONS, "--workers", "1", env={"NABLAD_TEST_SCRATCH": str(scratch)}) as process:
+    # The pause is for the calls below to arrive in: what comes after it is sent elsewhere.
+    options = ("--workers", "1", "--drain-pause-seconds", "3")
+    with ServerProcess(FUNCTIONS, *options, env={"NABLAD_TEST_SCRATCH": str(scratch)}) as process:
         with nablad.Client(process.address) as client, ThreadPoolExecutor(8) as pool:
             client.evaluate("rosenbrock", np.ones(5))
             hold = Hold(client, scratch, pool)
@@ -193,6 +195,24 @@ def test_sigterm_answers_all_that_is_in_flight_and_exits_0(scratch: Path) -> Non
         assert process.stop() == 0
         assert process.log[-1]["event"] == "stopped"
         assert process.errors() == []
+
+
+def test_what_comes_too_late_is_sent_elsewhere_while_what_is_inside_finishes(scratch: Path) -> None:
+    options = ("--workers", "1", "--drain-pause-seconds", "0")
+    with (
+        ServerProcess(FUNCTIONS, *options, env={"NABLAD_TEST_SCRATCH": str(scratch)}) as process,
+        nablad.Client(process.address, retries=False) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.evaluate("rosenbrock", [1.0, 1.0])
+        hold = Hold(client, scratch, pool)
+        process.terminate()
+        process.wait_for("draining")
+        with pytest.raises(errors.Draining, match="retry elsewhere"):
+            while True:  # the log line comes a moment before the gate closes
+                client.evaluate("rosenbrock", [1.0, 1.0])
+        hold.release()
+        assert process.stop() == 0
 
 
 @pytest.mark.parametrize(

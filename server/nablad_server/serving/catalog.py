@@ -9,7 +9,8 @@ from nablad.v1 import function_pb2
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
-from nablad_server.serving.endpoint import Gate, endpoint
+from nablad_server.serving.endpoint import endpoint
+from nablad_server.serving.gate import Gate
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000

@@ -13,7 +13,8 @@ from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.ticket import Outcome, Ticket
 from nablad_server.serving import encode
 from nablad_server.serving.decode import Decoded, Decoder
-from nablad_server.serving.endpoint import Gate, endpoint
+from nablad_server.serving.endpoint import endpoint
+from nablad_server.serving.gate import Gate
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DifferentiationService"]
 DAY = 86400.0

@@ -4,8 +4,6 @@ Handlers take and give bytes, so that a malformed message is answered by this se
 transport as its own internal error.
 """
 
-import enum
-import threading
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,53 +13,12 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from nablad.errors import Internal, Loading, MalformedRequest, NabladError, to_status
+from nablad.errors import Internal, MalformedRequest, NabladError, to_status
+from nablad_server.serving.gate import Gate
 
 _Request = TypeVar("_Request", bound=Message)
 
 log = structlog.get_logger("nablad")
-
-
-class Phase(enum.Enum):
-    """Where a server is in its life."""
-
-    LOADING = "loading"
-    SERVING = "serving"
-    DRAINING = "draining"
-
-
-class Gate:
-    """Whether calls are let in, and how many of them may run Python at once.
-
-    Threads that run Python contend for the interpreter lock: beyond a few they only make each other late. A call holds
-    a permit while it decodes, computes and encodes, and gives it back while it waits in a lane.
-    """
-
-    def __init__(self, running: int) -> None:
-        """`running` is how many calls may run at once."""
-        self.phase = Phase.LOADING
-        self.permit = threading.BoundedSemaphore(running)
-        """Held by a call that runs."""
-        self.parked = _Parked(self.permit)
-        """Entered by a call that holds a permit and now only waits."""
-
-    def check(self) -> None:
-        """Raises Loading until the server is ready. While it drains, calls that still arrive are served."""
-        if self.phase is Phase.LOADING:
-            raise Loading("the server is warming up; retry in a moment", retry_after=1.0)
-
-
-class _Parked:
-    """Gives a permit back on entering, and takes one again on leaving."""
-
-    def __init__(self, permits: threading.BoundedSemaphore) -> None:
-        self._permits = permits
-
-    def __enter__(self) -> None:
-        self._permits.release()
-
-    def __exit__(self, *_: object) -> None:
-        self._permits.acquire()
 
 
 def endpoint(
@@ -78,8 +35,7 @@ def endpoint(
 
     def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            gate.check()
-            with gate.permit:
+            with gate:
                 return respond(_parsed(request_type, data), context).SerializeToString()
         except NabladError as error:
             failed = error
