@@ -129,6 +129,9 @@ def check_drain(address: str, callers: int, points: int, signal: Sequence[str]) 
     for caller in crew:
         if not caller.going.wait(CALL_SECONDS):
             return ["a caller had too few answers to begin with"]
+    early = [call.outcome for caller in crew for call in caller.calls if not call.answered]
+    if early:
+        return [f"lost before the server was told to stop: {outcome}" for outcome in early]
     subprocess.run(signal, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - the command that docker/smoke gave
     signalled = time.monotonic()
     for thread in threads:

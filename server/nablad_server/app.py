@@ -30,6 +30,9 @@ from nablad_server.serving.warmup import warm_up
 
 SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
 
+ARRIVING_SECONDS = 0.2
+"""How long a call may take from the connection to the gate: a large request arrives in many pieces."""
+
 log = structlog.get_logger("nablad")
 
 
@@ -120,10 +123,13 @@ class App:
         # Calls that come from now on are told to go elsewhere. Only once none is inside is the transport stopped: it
         # would cancel those that it has received and not yet handed over.
         self._gate.close(finish_by - time.monotonic())
+        # Nor do those count as inside that are still on their way in: they are given a moment to be told, too.
+        threading.Event().wait(ARRIVING_SECONDS)
         self._server.stop(max(1.0, finish_by - time.monotonic())).wait()
-        self._cache.close()
-        self._batcher.close()
-        log.info("stopped")
+        at_rest = self._cache.close(max(1.0, finish_by - time.monotonic()))
+        at_rest &= self._batcher.close(max(1.0, finish_by - time.monotonic()))
+        # What still runs then has nobody to answer; its threads end with the process.
+        log.info("stopped", at_rest=at_rest)
 
     def serve_until_signalled(self) -> None:
         """Starts, serves until SIGTERM or SIGINT, and drains.

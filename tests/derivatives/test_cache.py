@@ -11,7 +11,7 @@ import jax
 import pytest
 from jaxtyping import Array, Float
 
-from nablad.errors import CompileFailed, CompileQueueFull, Draining, NabladError, NotDifferentiable
+from nablad.errors import CompileQueueFull, Draining, NabladError, NotDifferentiable
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
@@ -250,12 +250,13 @@ def one_at_a_time(x: Float[Array, ""]) -> Any:
     return jax.pure_callback(lambda value: value, jax.ShapeDtypeStruct((), x.dtype), x)
 
 
-def test_a_compilation_that_fails_leaves_the_other_buckets_alone(make: Make) -> None:
+def test_a_bucket_that_fails_says_which_is_the_largest_to_ask_for(make: Make) -> None:
     query = query_of(one_at_a_time, EVALUATE, (spec(),))
     cache, answers = make(), Answers()
 
     cache.request(query, 2, answers)
-    assert isinstance(answers.next(), CompileFailed)
+    assert answers.next() is None
+    assert cache.largest(query) == 1
     compiled(cache, query, 1)
 
     assert sorted(cache.buckets(query)) == [1]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Array, Bool, Float, Int
 
-from nablad.errors import CompileFailed, CompileQueueFull, FunctionFailed, NabladError
+from nablad.errors import CompileQueueFull, FunctionFailed, NabladError, ResultTooLarge
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
@@ -30,8 +30,10 @@ EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADI
 class Bench:
     """A runner and its cache."""
 
-    def __init__(self, max_bucket: int = 1024, max_batch_bytes: int = 1 << 26, max_pending: int = 64) -> None:
-        self.cache = ProgramCache(1000, max_pending, MEMORY)
+    def __init__(
+        self, max_bucket: int = 1024, max_batch_bytes: int = 1 << 26, max_pending: int = 64, memory: int = MEMORY
+    ) -> None:
+        self.cache = ProgramCache(1000, max_pending, memory)
         self.runner = DerivativeRunner(self.cache, max_bucket, max_batch_bytes)
 
     def warm(self, query: Query, *buckets: int) -> None:
@@ -60,18 +62,22 @@ class Bench:
         assert callable(prepared), "no program is warm"
         return prepared
 
-    def run(self, query: Query, *members: Points) -> list[Results]:
-        """Runs a batch, compiling first if need be."""
-        total = sum(member.count for member in members)
+    def attempt(self, query: Query, points: int) -> Prepared | None:
+        """What runs a batch, or None once the compilation that it waited for has ended."""
         found: list[Prepared | None] = []
 
         def prepare(done: Any) -> None:
-            found.append(self.runner.prepare(query, total, done))
+            found.append(self.runner.prepare(query, points, done))
             if found[0] is not None:
                 done(None, 0.0)
 
         self.wait_for(prepare)
-        return (found[0] or self.prepare_now(query, total))(members)
+        return found[0]
+
+    def run(self, query: Query, *members: Points) -> list[Results]:
+        """Runs a batch, compiling first if need be."""
+        total = sum(member.count for member in members)
+        return (self.attempt(query, total) or self.prepare_now(query, total))(members)
 
 
 @pytest.fixture
@@ -310,9 +316,14 @@ def one_at_a_time(x: Float[Array, ""]) -> Any:
     return jax.pure_callback(lambda value: value, jax.ShapeDtypeStruct((), x.dtype), x)
 
 
-def test_a_compilation_that_fails_is_told(bench: Make) -> None:
-    with pytest.raises(CompileFailed):
-        bench().run(query_of(one_at_a_time, EVALUATE, (spec(),)), points(np.ones(2)))
+def test_a_function_that_takes_no_batch_is_run_one_point_at_a_time(bench: Make) -> None:
+    made = bench()
+    query = query_of(one_at_a_time, EVALUATE, (spec(),))
+    assert made.attempt(query, 3) is None
+    assert made.attempt(query, 3) is None
+    (result,) = made.run(query, points(np.array([1.0, 2.0, 3.0])))
+    assert result.groups[0][0].tolist() == [1.0, 2.0, 3.0]
+    assert list(made.cache.buckets(query)) == [1]
 
 
 def bilinear(x: Float[Array, "n"], A: Float[Array, "n n"]) -> Float[Array, ""]:
@@ -361,3 +372,34 @@ def test_bytes_of_every_dtype_arrive_as_they_were(bench: Make, floats: Any, inte
     for found, sent in zip(result.groups[0], (x, k, flag), strict=True):
         assert found.dtype == sent.dtype
         np.testing.assert_array_equal(found, sent)
+
+
+def demanding(x: Float[Array, "n"]) -> Float[Array, ""]:
+    """Needs n × n numbers on its way."""
+    return jnp.sum(jnp.cumsum(jnp.outer(x, x), axis=0) @ x)
+
+
+def until_it_runs(made: Bench, query: Query, count: int) -> Prepared:
+    """Each attempt that gives nothing has found that a bucket is too large."""
+    while (prepared := made.attempt(query, count)) is None:
+        continue
+    return prepared
+
+
+def test_points_that_need_too_much_memory_together_run_in_smaller_batches(bench: Make) -> None:
+    side = 64
+    made = bench(memory=6 * side * side * 8)
+    query = query_of(demanding, EVALUATE, (spec((side,)),))
+    prepared = until_it_runs(made, query, 8)
+    x = np.random.default_rng(0).normal(size=(8, side))
+    (result,) = prepared([points(x)])
+    want = [np.sum(np.cumsum(np.outer(row, row), axis=0) @ row) for row in x]
+    np.testing.assert_allclose(result.groups[0][0], want, rtol=1e-12)
+    assert 1 <= max(made.cache.buckets(query)) < 8
+
+
+def test_one_point_that_needs_too_much_memory_is_refused(bench: Make) -> None:
+    made = bench(memory=1000)
+    query = query_of(demanding, EVALUATE, (spec((64,)),))
+    with pytest.raises(ResultTooLarge, match="bytes of memory for 1 points"):
+        until_it_runs(made, query, 4)

@@ -118,13 +118,18 @@ class Batcher:
         with self._condition:
             return self._tickets
 
-    def close(self) -> None:
-        """Takes on no new work, finishes what waits, and ends the workers. What cannot finish is told `Draining`."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Takes on no new work, finishes what waits, ends the workers; False if some run on after `timeout` seconds.
+
+        Work whose program is not ready waits for it: close what compiles first.
+        """
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+        finish_by = None if timeout is None else time.monotonic() + timeout
         for worker in self._workers:
-            worker.join()
+            worker.join(None if finish_by is None else max(0.0, finish_by - time.monotonic()))
+        return not any(worker.is_alive() for worker in self._workers)
 
     def _try_direct(self, ticket: Ticket) -> Outcome | None:
         """Runs a light ticket in this thread if nothing of its lane waits; None if it is not for that."""

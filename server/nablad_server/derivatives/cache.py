@@ -26,6 +26,7 @@ class _Entry:
     programs: dict[int, Program] = field(default_factory=dict)
     traced: Traced | None = None
     refused: NabladError | None = None  # tracing fails the same way every time: the answer is kept
+    largest: int | None = None  # the largest bucket worth compiling, once a larger one has failed
     waiting: dict[int, list[Done]] = field(default_factory=dict)  # by bucket: who waits for the compilation under way
 
 
@@ -64,8 +65,17 @@ class ProgramCache:
                 raise entry.refused
             return dict(entry.programs)
 
+    def largest(self, query: Query) -> int | None:
+        """The largest bucket worth asking for; None if none has failed."""
+        with self._lock:
+            entry = self._entries.get(query)
+            return None if entry is None else entry.largest
+
     def request(self, query: Query, bucket: int, done: Done) -> None:
         """Has a program compiled, or joins the compilation under way; `done` is called once, from the compile thread.
+
+        If several points at once need too much memory, or do not compile, that is no error: `largest` then says what to
+        ask for instead, and only the failure of a single point is the callers'.
 
         Raises:
             CompileQueueFull: too many wait already; `done` is not called.
@@ -89,14 +99,17 @@ class ProgramCache:
             self._pending += 1
             self._work.put((query, bucket))
 
-    def close(self) -> None:
-        """Ends the compile thread after the compilation under way; those waiting are told that the server drains."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the compile thread after the compilation under way; those waiting are told that the server drains.
+
+        False if it has not ended after `timeout` seconds.
+        """
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._work.put(None)
-        self._thread.join()
+            already, self._closed = self._closed, True
+        if not already:
+            self._work.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _compile_forever(self) -> None:
         while (item := self._work.get()) is not None:
@@ -115,6 +128,8 @@ class ProgramCache:
                     error = Internal(f"compiling {query} failed: {type(unexpected).__name__}")
                     error.__cause__ = unexpected
             seconds = time.perf_counter() - started
+            if error is not None and bucket > 1 and self._smaller(query, bucket):
+                error = None
             for done in self._publish(query, bucket, program):
                 done(error, seconds)
 
@@ -132,6 +147,15 @@ class ProgramCache:
                 entry.refused = refused
                 raise
         return compile_program(entry.traced, bucket, self._memory_limit)
+
+    def _smaller(self, query: Query, failed: int) -> bool:
+        """Notes that a bucket failed; False if no smaller one can do better, because the query itself was refused."""
+        with self._lock:
+            entry = self._entries[query]
+            if self._closed or entry.refused is not None:
+                return False
+            entry.largest = min(failed // 2, entry.largest or failed)
+            return True
 
     def _publish(self, query: Query, bucket: int, program: Program | None) -> list[Done]:
         with self._lock:

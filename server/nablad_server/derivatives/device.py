@@ -20,7 +20,7 @@ def configure(compile_cache: Path | None) -> None:
         compile_cache: a private directory where compiled programs outlive the process; None for no such cache.
 
     Raises:
-        PermissionError: others can write to the directory: whoever writes there can run code in this process.
+        PermissionError: others own the directory or can write to it: they could run code in this process.
     """
     # On the CPU asynchronous dispatch hands every small computation to another thread and back.
     jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -68,6 +68,9 @@ class DerivativeRunner:
         programs = self._cache.buckets(query)
         program = programs.get(wanted)
         if program is None:
+            wanted = min(wanted, self._cache.largest(query) or wanted)
+            program = programs.get(wanted)
+        if program is None:
             usable = [bucket for bucket in programs if bucket > wanted or -(-points // bucket) <= MAX_PIECES]
             if not usable:
                 self._cache.request(query, wanted, done)
