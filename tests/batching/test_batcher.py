@@ -621,3 +621,18 @@ def test_a_ticket_cancelled_before_it_is_submitted_is_never_run(bench: Make) -> 
         made.batcher.submit(ticket)
     assert made.batcher.waiting() == 0
     assert made.runner.batches == []
+
+
+def test_a_runner_that_loses_a_result_fails_the_call_and_not_the_worker() -> None:
+    class Forgetful(PuppetRunner):
+        def _execute(self, key: Any, payloads: Any) -> Any:
+            return [] if payloads[0] == "lost" else super()._execute(key, payloads)
+
+    batcher = Batcher(Forgetful(), Policy(workers=1, direct_seconds=0.0))
+    lost, next_one = Ticket("key", "lost", 1, 1), Ticket("key", "next", 1, 1)
+    batcher.submit(lost)
+    with pytest.raises(Internal, match="0 results for 1 calls"):
+        lost.future.result(SAFETY)
+    batcher.submit(next_one)
+    assert outcome(next_one).result == ("done", "next")
+    batcher.close()

@@ -459,3 +459,11 @@ def test_an_input_without_elements_has_derivatives_without_elements(
 
     assert tuple(specs(group) for group in found) == result_specs(query)
     assert found[0][0] == 0.0
+
+
+def test_low_orders_are_right_where_a_taylor_rule_takes_a_logarithm() -> None:
+    def square(x: Float[Array, ""]) -> Float[Array, ""]:
+        return x**2.0
+
+    _, (orders,) = answer(query_of(square, DERIVATIVE, (spec(),), order=2), np.array(0.0))
+    assert orders.tolist() == [0.0, 2.0]

@@ -313,3 +313,17 @@ def anything(x: Any) -> Any:
 )
 def test_the_operators_are_those_that_the_signature_allows(call: Callable[..., Any], operators: set[str]) -> None:
     assert names_of(call) == operators
+
+
+def test_a_return_annotation_without_shapes_leaves_them_to_tracing() -> None:
+    def doubled(x: Float[Array, "n"]) -> jax.Array:
+        return 2 * x
+
+    def parts(x: Float[Array, "n"]) -> dict[str, Any]:
+        return {"sum": jnp.sum(x), "all": x}
+
+    outputs = [build(call, "test").signature.outputs or () for call in (doubled, parts)]
+    assert [[(leaf.name, leaf.shape) for leaf in leaves] for leaves in outputs] == [
+        [("value", ("n",))],
+        [("all", ("n",)), ("sum", ())],
+    ]

@@ -224,6 +224,8 @@ class Batcher:
         points = sum(ticket.points for ticket in batch)
         try:
             results = prepared([ticket.payload for ticket in batch])
+            if len(results) != len(batch):
+                raise Internal(f"{len(results)} results for {len(batch)} calls")
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error if isinstance(error, NabladError) else _unexpected(error))

@@ -47,12 +47,22 @@ def signature_of(call: Callable[..., Any], inputs: Mapping[str, Any] | None, out
         raise ValueError(f"inputs= names {sorted(explicit)}, which are not parameters without a default")
     if not arguments:
         raise ValueError("it has no inputs: every parameter has a default")
-    returned = hints.get("return", Any) if outputs is None else outputs
+    return Signature.of(arguments, _result(hints.get("return", Any)) if outputs is None else _declared(outputs))
+
+
+def _declared(outputs: Any) -> Any:
     try:
-        result = None if returned is Any else spec(returned)
+        return spec(outputs)
     except ValueError as error:
         raise ValueError(f"what it returns: {error}") from error
-    return Signature.of(arguments, result)
+
+
+def _result(annotation: Any) -> Any:
+    """What a return annotation says; None if it says nothing of shapes, as `jax.Array` does: tracing will tell."""
+    try:
+        return None if annotation is Any else spec(annotation)
+    except ValueError:
+        return None
 
 
 def spec(annotation: Any) -> Any:

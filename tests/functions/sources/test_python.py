@@ -52,10 +52,10 @@ UNMARKED = """
 MARKED = """
     from nablad_server import function
 
-    def helper(x: Float[Array, "n"]): return x
+    def inner(x: Float[Array, "n"]): return x
 
     @function(name="renamed", version=2)
-    def original(x: Float[Array, "n"]): return helper(x)
+    def original(x: Float[Array, "n"]): return inner(x)
 """
 
 
@@ -158,12 +158,12 @@ def test_a_function_that_does_not_fit_is_named_with_its_file(write: Write) -> No
 
 def test_installed_packages_offer_modules_and_functions_by_entry_points(write: Write, tmp_path: Path) -> None:
     write("offering_package.py", MARKED)
-    entry_points = "[nablad.functions]\nall = offering_package\none = offering_package:helper\n"
+    entry_points = "[nablad.functions]\nall = offering_package\none = offering_package:inner\n"
     write_distribution(tmp_path, "offering", entry_points)
 
     found = {(function.reference, function.source) for function in load_entry_points()}
 
-    assert {("renamed@2", "entry_point:all"), ("helper@1", "entry_point:one")} <= found
+    assert {("renamed@2", "entry_point:all"), ("inner@1", "entry_point:one")} <= found
 
 
 def test_an_entry_point_that_cannot_be_loaded_is_named(write: Write, tmp_path: Path) -> None:
