@@ -47,12 +47,12 @@ def function_panel(info: FunctionInfo) -> RenderableType:
     example = " ".join(f"-i {spec.name}={_example(spec)}" for spec in info.inputs)
     operator = "gradient" if "gradient" in info.operators else "evaluate"
     table.add_row("try", escape(f"nablad {operator} {info.name} {example}"))
-    return Group(Text(info.documentation), Text(""), table)
+    return Group(Text(_unwrapped(info.documentation)), Text(""), table)
 
 
-def result_table(function: str, operator: str, result: Result) -> Table:
-    """A result, an array a row."""
-    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+def result_table(function: str, operator: str, result: Result) -> RenderableType:
+    """A result, an array a row, and how it came about."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("part")
     table.add_column("shape")
     table.add_column(f"{operator} of {escape(function)}", overflow="fold")
@@ -64,8 +64,7 @@ def result_table(function: str, operator: str, result: Result) -> Table:
     if execution.compile_seconds:
         took += f" after compiling for {execution.compile_seconds:.2f} s"
     flag = "; some elements are not finite" if result.non_finite else ""
-    table.caption, table.caption_justify = escape(took + flag), "left"
-    return table
+    return Group(table, Text(took + flag, style="dim"))
 
 
 def result_json(result: Result) -> dict[str, Any]:
@@ -77,6 +76,13 @@ def result_json(result: Result) -> dict[str, Any]:
 def function_json(info: FunctionInfo) -> dict[str, Any]:
     """A function's description for programs."""
     return dataclasses.asdict(info)
+
+
+def _unwrapped(documentation: str) -> str:
+    """The text with each paragraph on one line, for the terminal to wrap; lists and code keep their lines."""
+    paragraphs = documentation.split("\n\n")
+    fixed = [any(line.startswith((" ", "-", "*")) for line in text.split("\n")) for text in paragraphs]
+    return "\n\n".join(text if keep else " ".join(text.split()) for text, keep in zip(paragraphs, fixed, strict=True))
 
 
 def _fields(result: Result) -> list[str]:
