@@ -21,8 +21,7 @@ class Turns:
         """The lane whose turn it is among those that wait; None if there are none."""
         key = min(waiting, key=lambda lane: self._tags.get(lane, self._now), default=None)
         if key is not None:
-            self._now = max(self._now, self._tags.get(key, self._now))
-            self._tags[key] = max(self._tags.get(key, self._now), self._now)
+            self._now = self._tags[key] = max(self._now, self._tags.get(key, self._now))
         return key
 
     def charge(self, key: Hashable, seconds: float) -> None:

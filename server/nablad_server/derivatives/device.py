@@ -8,10 +8,6 @@ from pathlib import Path
 import jax
 from jaxlib import version as jaxlib_version
 
-from nablad_server.functions import precision  # 64-bit mode is switched on there
-
-__all__ = ["configure", "precision"]
-
 
 def configure(compile_cache: Path | None) -> None:
     """Settings that must precede the first computation.

@@ -1,6 +1,6 @@
 """The Subject of a request: a function at given inputs, and what the request's names mean for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nablad.errors import (
@@ -15,6 +15,9 @@ from nablad.errors import (
 from nablad_server.functions.function import Function
 from nablad_server.functions.signature import ArraySpec
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, listed, near, vectors_like
+
+Vectors = tuple[tuple[int, ...], tuple[RequestArray, ...], int | None]
+"""The inputs or outputs that have a vector, the vectors, and how many are stacked (None: no stack axis)."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +36,31 @@ class Subject:
     specs: tuple[ArraySpec, ...]
     outputs: tuple[tuple[str, ArraySpec], ...]
 
-    def tangents(
-        self, tensors: Tensors, stacked: bool, field: str = "tangents"
-    ) -> tuple[tuple[int, ...], tuple[RequestArray, ...], int | None]:
+    def tangents(self, tensors: Tensors, stacked: bool, field: str = "tangents") -> Vectors:
         """The inputs that have a tangent, the tangents, and how many are stacked."""
         names = [spec.name for spec in self.function.signature.inputs]
+        return self._vectors(by_name(tensors, field, names, self._unknown_input), stacked, field, names, self.specs)
 
-        def unknown(name: str, path: str) -> UnknownInput:
-            reference = self.function.reference
-            return UnknownInput(f"{reference} has no input {name[:100]!r} to move; {near(name, names)}", field=path)
-
-        given = by_name(tensors, field, names, unknown)
-        if not given:
-            raise InvalidVector(f"no {field} given; give one for each input that moves", field=field)
-        for index, array in given.items():
-            if not self.specs[index].differentiable:
-                raise self._not_differentiable(f"input {names[index]!r}", self.specs[index], f"{array.field}.name")
-        vectors, stack = vectors_like(given, self.specs, names, stacked)
-        return tuple(given), vectors, stack
-
-    def cotangents(
-        self, tensors: Tensors, stacked: bool
-    ) -> tuple[tuple[int, ...], tuple[RequestArray, ...], int | None]:
+    def cotangents(self, tensors: Tensors, stacked: bool) -> Vectors:
         """The outputs that have a cotangent, the cotangents, and how many are stacked."""
-        names = [name for name, _ in self.outputs]
-        specs = [spec for _, spec in self.outputs]
-        given = by_name(tensors, "cotangents", names, self.unknown_output())
+        names, specs = zip(*self.outputs, strict=True)
+        given = by_name(tensors, "cotangents", names, self._unknown_output)
+        return self._vectors(given, stacked, "cotangents", names, specs)
+
+    def _vectors(
+        self,
+        given: dict[int, RequestArray],
+        stacked: bool,
+        field: str,
+        names: Sequence[str],
+        specs: Sequence[ArraySpec],
+    ) -> Vectors:
+        kind = "output" if field == "cotangents" else "input"
         if not given:
-            raise InvalidVector("no cotangent was given; give one for each output that counts", field="cotangents")
+            raise InvalidVector(f"no {field} given; give one for each {kind} that counts", field=field)
         for index, array in given.items():
             if not specs[index].differentiable:
-                raise self._not_differentiable(f"output {names[index]!r}", specs[index], f"{array.field}.name")
+                raise self._not_differentiable(f"{kind} {names[index]!r}", specs[index], f"{array.field}.name")
         vectors, stack = vectors_like(given, specs, names, stacked)
         return tuple(given), vectors, stack
 
@@ -82,9 +79,7 @@ class Subject:
         for position, name in enumerate(names):
             path = f"{field}[{position}]"
             if name not in known:
-                raise UnknownInput(
-                    f"{self.function.reference} has no input {name[:100]!r}; {near(name, known)}", field=path
-                )
+                raise self._unknown_input(name, path)
             index = known.index(name)
             if index in indices:
                 raise DuplicateName(f"{name!r} is given twice", field=path)
@@ -161,13 +156,16 @@ class Subject:
     def _output(self, name: str, field: str) -> int:
         names = [known for known, _ in self.outputs]
         if name not in names:
-            raise self.unknown_output()(name, field)
+            raise self._unknown_output(name, field)
         return names.index(name)
 
-    def unknown_output(self) -> Callable[[str, str], UnknownOutput]:
-        """Makes the error for a name, in a field, that is not an output."""
-        names = [name for name, _ in self.outputs]
-        return lambda name, field: UnknownOutput(
+    def _unknown_input(self, name: str, field: str) -> UnknownInput:
+        names = [spec.name for spec in self.function.signature.inputs]
+        return UnknownInput(f"{self.function.reference} has no input {name[:100]!r}; {near(name, names)}", field=field)
+
+    def _unknown_output(self, name: str, field: str) -> UnknownOutput:
+        names = [known for known, _ in self.outputs]
+        return UnknownOutput(
             f"{self.function.reference} has no output {name[:100]!r}; {near(name, names)}", field=field
         )
 
