@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from nablad.v1 import error_pb2 as _error_pb2
 from nablad.v1 import function_pb2 as _function_pb2
 import builtins as _builtins
 import sys
@@ -118,3 +119,183 @@ class DescribeFunctionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeFunctionResponse: _TypeAlias = DescribeFunctionResponse  # noqa: Y015
+
+@_typing.final
+class GetStatisticsRequest(_message.Message):
+    """See CatalogService.GetStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """Only this function, `rosenbrock` (the latest version) or `rosenbrock@2`. Empty: all."""
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatisticsRequest: _TypeAlias = GetStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetStatisticsResponse(_message.Message):
+    """See CatalogService.GetStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorStatistics]:
+        """One for each function and operator that was asked for, by name."""
+
+    def __init__(
+        self,
+        *,
+        statistics: _abc.Iterable[Global___OperatorStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatisticsResponse: _TypeAlias = GetStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class OperatorStatistics(_message.Message):
+    """How one operator of one function was used since the server started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    PADDING_POINTS_FIELD_NUMBER: _builtins.int
+    BATCH_POINTS_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPILE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    ENCODE_SECONDS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """`name@version`; empty for requests whose function could not be told."""
+    operator: _function_pb2.Operator.ValueType
+    """The operator."""
+    requests: _builtins.int
+    """Requests answered with a result: calls, and operations of pipelines."""
+    points: _builtins.int
+    """Points in them."""
+    padding_points: _builtins.int
+    """Points computed only to fill a batch up to the size that its program is compiled for."""
+    @_builtins.property
+    def batch_points(self) -> Global___Histogram:
+        """For each execution: how many points rode in it, padding not counted."""
+
+    @_builtins.property
+    def queue_seconds(self) -> Global___Histogram:
+        """For each request: seconds from its decoding to the start of its execution."""
+
+    @_builtins.property
+    def compile_seconds(self) -> Global___Histogram:
+        """For each request that waited for a compilation: seconds that took."""
+
+    @_builtins.property
+    def compute_seconds(self) -> Global___Histogram:
+        """For each execution: seconds it took."""
+
+    @_builtins.property
+    def encode_seconds(self) -> Global___Histogram:
+        """For each request: seconds from the end of its execution until its response was handed to the transport."""
+
+    @_builtins.property
+    def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
+        """Requests answered with an error, by reason."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        operator: _function_pb2.Operator.ValueType = ...,
+        requests: _builtins.int = ...,
+        points: _builtins.int = ...,
+        padding_points: _builtins.int = ...,
+        batch_points: Global___Histogram | None = ...,
+        queue_seconds: Global___Histogram | None = ...,
+        compile_seconds: Global___Histogram | None = ...,
+        compute_seconds: Global___Histogram | None = ...,
+        encode_seconds: Global___Histogram | None = ...,
+        rejections: _abc.Iterable[Global___Rejection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "queue_seconds", b"queue_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "function", b"function", "operator", b"operator", "padding_points", b"padding_points", "points", b"points", "queue_seconds", b"queue_seconds", "rejections", b"rejections", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorStatistics: _TypeAlias = OperatorStatistics  # noqa: Y015
+
+@_typing.final
+class Histogram(_message.Message):
+    """A distribution. The bucket k counts the values above bounds[k-1] and up to bounds[k]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    sum: _builtins.float
+    """The sum of all values."""
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds of the buckets, increasing."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many values fell into each bucket; one more than bounds, the last for values above all of them."""
+
+    def __init__(
+        self,
+        *,
+        bounds: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "counts", b"counts", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
+
+@_typing.final
+class Rejection(_message.Message):
+    """How many requests were answered with one kind of error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    reason: _error_pb2.Reason.ValueType
+    """The error."""
+    requests: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        reason: _error_pb2.Reason.ValueType = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rejection: _TypeAlias = Rejection  # noqa: Y015

@@ -45,6 +45,11 @@ class CatalogServiceStub(object):
                 request_serializer=nablad_dot_v1_dot_catalog__pb2.DescribeFunctionRequest.SerializeToString,
                 response_deserializer=nablad_dot_v1_dot_catalog__pb2.DescribeFunctionResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/nablad.v1.CatalogService/GetStatistics',
+                request_serializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
@@ -73,6 +78,17 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """What the server has done since it started, for each function and operator that was asked for: how much, in what
+        batches, and where the time went. The same numbers that a Prometheus scrape reads.
+
+        NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
+        UNAVAILABLE: the server is loading or draining. Retry with backoff.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -85,6 +101,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.DescribeFunction,
                     request_deserializer=nablad_dot_v1_dot_catalog__pb2.DescribeFunctionRequest.FromString,
                     response_serializer=nablad_dot_v1_dot_catalog__pb2.DescribeFunctionResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +163,33 @@ class CatalogService(object):
             '/nablad.v1.CatalogService/DescribeFunction',
             nablad_dot_v1_dot_catalog__pb2.DescribeFunctionRequest.SerializeToString,
             nablad_dot_v1_dot_catalog__pb2.DescribeFunctionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nablad.v1.CatalogService/GetStatistics',
+            nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.SerializeToString,
+            nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,13 @@ class CatalogServiceStub:
     INVALID_ARGUMENT, reason INVALID_REFERENCE: not of the form `name` or `name@version`.
     UNAVAILABLE: the server is loading or draining. Retry with backoff.
     """
+    GetStatistics: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetStatisticsRequest, _catalog_pb2.GetStatisticsResponse]
+    """What the server has done since it started, for each function and operator that was asked for: how much, in what
+    batches, and where the time went. The same numbers that a Prometheus scrape reads.
+
+    NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
+    UNAVAILABLE: the server is loading or draining. Retry with backoff.
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -65,6 +72,13 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     NOT_FOUND, reason FUNCTION_NOT_FOUND or VERSION_NOT_FOUND: nothing is registered under that reference; the
     message names what is. Do not retry.
     INVALID_ARGUMENT, reason INVALID_REFERENCE: not of the form `name` or `name@version`.
+    UNAVAILABLE: the server is loading or draining. Retry with backoff.
+    """
+    GetStatistics: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetStatisticsRequest, _catalog_pb2.GetStatisticsResponse]  # type: ignore[assignment]
+    """What the server has done since it started, for each function and operator that was asked for: how much, in what
+    batches, and where the time went. The same numbers that a Prometheus scrape reads.
+
+    NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
     UNAVAILABLE: the server is loading or draining. Retry with backoff.
     """
 
@@ -94,6 +108,19 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND, reason FUNCTION_NOT_FOUND or VERSION_NOT_FOUND: nothing is registered under that reference; the
         message names what is. Do not retry.
         INVALID_ARGUMENT, reason INVALID_REFERENCE: not of the form `name` or `name@version`.
+        UNAVAILABLE: the server is loading or draining. Retry with backoff.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStatistics(
+        self,
+        request: _catalog_pb2.GetStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.GetStatisticsResponse, _abc.Awaitable[_catalog_pb2.GetStatisticsResponse]]:
+        """What the server has done since it started, for each function and operator that was asked for: how much, in what
+        batches, and where the time went. The same numbers that a Prometheus scrape reads.
+
+        NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
         UNAVAILABLE: the server is loading or draining. Retry with backoff.
         """
 

@@ -22,58 +22,67 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from nablad.v1 import error_pb2 as nablad_dot_v1_dot_error__pb2
 from nablad.v1 import tensor_pb2 as nablad_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnablad/v1/differentiation.proto\x12\tnablad.v1\x1a\x16nablad/v1/tensor.proto\"\x88\x01\n\tExecution\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61tch_points\x18\x02 \x01(\r\x12\x19\n\x11queue_nanoseconds\x18\x03 \x01(\x04\x12\x1b\n\x13\x63ompile_nanoseconds\x18\x04 \x01(\x04\x12\x1b\n\x13\x63ompute_nanoseconds\x18\x05 \x01(\x04\"\\\n\x0f\x45valuateRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\"c\n\x10\x45valuateResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x87\x01\n\x0fGradientRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\x8e\x01\n\x10GradientResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x88\x01\n\x0fJacobianRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\x85\x01\n\x10JacobianResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12 \n\x06\x62locks\x18\x02 \x03(\x0b\x32\x10.nablad.v1.Block\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\xc7\x01\n\x0eHessianRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\x12\x0e\n\x06output\x18\x05 \x01(\t\x12.\n\tstructure\x18\x06 \x01(\x0e\x32\x1b.nablad.v1.HessianStructure\x12\x1d\n\x04mode\x18\x07 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\xda\x01\n\x0fHessianResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12 \n\x06\x62locks\x18\x03 \x03(\x0b\x32\x10.nablad.v1.Block\x12)\n\tdiagonals\x18\x04 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\xbd\x01\n\nHvpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08tangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0b\n\x03wrt\x18\x05 \x03(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x1d\n\x04mode\x18\x07 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\xb3\x01\n\x0bHvpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x92\x01\n\nJvpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08tangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0f\n\x07outputs\x18\x05 \x03(\t\"\x88\x01\n\x0bJvpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x90\x01\n\nVjpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12*\n\ncotangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0b\n\x03wrt\x18\x05 \x03(\t\"\x88\x01\n\x0bVjpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x93\x01\n\x1c\x44irectionalDerivativeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tdirection\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0e\n\x06output\x18\x04 \x01(\t\"\xf7\x01\n\x1d\x44irectionalDerivativeResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12*\n\nderivative\x18\x02 \x01(\x0b\x32\x16.nablad.v1.NamedTensor\x12/\n\x0fsteepest_ascent\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08max_rate\x18\x04 \x01(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"z\n\x11\x44\x65rivativeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x01(\t\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\r\n\x05order\x18\x05 \x01(\r\"\x92\x01\n\x12\x44\x65rivativeResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12+\n\x0b\x64\x65rivatives\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\x10\n\x0cMODE_FORWARD\x10\x02\x12\x10\n\x0cMODE_REVERSE\x10\x03*r\n\x10HessianStructure\x12!\n\x1dHESSIAN_STRUCTURE_UNSPECIFIED\x10\x00\x12\x1b\n\x17HESSIAN_STRUCTURE_DENSE\x10\x01\x12\x1e\n\x1aHESSIAN_STRUCTURE_DIAGONAL\x10\x02\x32\x82\x05\n\x16\x44ifferentiationService\x12\x43\n\x08\x45valuate\x12\x1a.nablad.v1.EvaluateRequest\x1a\x1b.nablad.v1.EvaluateResponse\x12\x43\n\x08Gradient\x12\x1a.nablad.v1.GradientRequest\x1a\x1b.nablad.v1.GradientResponse\x12\x43\n\x08Jacobian\x12\x1a.nablad.v1.JacobianRequest\x1a\x1b.nablad.v1.JacobianResponse\x12@\n\x07Hessian\x12\x19.nablad.v1.HessianRequest\x1a\x1a.nablad.v1.HessianResponse\x12\x34\n\x03Hvp\x12\x15.nablad.v1.HvpRequest\x1a\x16.nablad.v1.HvpResponse\x12\x34\n\x03Jvp\x12\x15.nablad.v1.JvpRequest\x1a\x16.nablad.v1.JvpResponse\x12\x34\n\x03Vjp\x12\x15.nablad.v1.VjpRequest\x1a\x16.nablad.v1.VjpResponse\x12j\n\x15\x44irectionalDerivative\x12\'.nablad.v1.DirectionalDerivativeRequest\x1a(.nablad.v1.DirectionalDerivativeResponse\x12I\n\nDerivative\x12\x1c.nablad.v1.DerivativeRequest\x1a\x1d.nablad.v1.DerivativeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnablad/v1/differentiation.proto\x12\tnablad.v1\x1a\x15nablad/v1/error.proto\x1a\x16nablad/v1/tensor.proto\"\x88\x01\n\tExecution\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61tch_points\x18\x02 \x01(\r\x12\x19\n\x11queue_nanoseconds\x18\x03 \x01(\x04\x12\x1b\n\x13\x63ompile_nanoseconds\x18\x04 \x01(\x04\x12\x1b\n\x13\x63ompute_nanoseconds\x18\x05 \x01(\x04\"\\\n\x0f\x45valuateRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\"c\n\x10\x45valuateResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x87\x01\n\x0fGradientRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\x8e\x01\n\x10GradientResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x88\x01\n\x0fJacobianRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\x85\x01\n\x10JacobianResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12 \n\x06\x62locks\x18\x02 \x03(\x0b\x32\x10.nablad.v1.Block\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\xc7\x01\n\x0eHessianRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x03(\t\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\x12\x0e\n\x06output\x18\x05 \x01(\t\x12.\n\tstructure\x18\x06 \x01(\x0e\x32\x1b.nablad.v1.HessianStructure\x12\x1d\n\x04mode\x18\x07 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\xda\x01\n\x0fHessianResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12 \n\x06\x62locks\x18\x03 \x03(\x0b\x32\x10.nablad.v1.Block\x12)\n\tdiagonals\x18\x04 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\xbd\x01\n\nHvpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08tangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0b\n\x03wrt\x18\x05 \x03(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x1d\n\x04mode\x18\x07 \x01(\x0e\x32\x0f.nablad.v1.Mode\"\xb3\x01\n\x0bHvpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tgradients\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x92\x01\n\nJvpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08tangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0f\n\x07outputs\x18\x05 \x03(\t\"\x88\x01\n\x0bJvpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x90\x01\n\nVjpRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12*\n\ncotangents\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0f\n\x07stacked\x18\x04 \x01(\x08\x12\x0b\n\x03wrt\x18\x05 \x03(\t\"\x88\x01\n\x0bVjpResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08products\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"\x93\x01\n\x1c\x44irectionalDerivativeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12)\n\tdirection\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0e\n\x06output\x18\x04 \x01(\t\"\xf7\x01\n\x1d\x44irectionalDerivativeResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12*\n\nderivative\x18\x02 \x01(\x0b\x32\x16.nablad.v1.NamedTensor\x12/\n\x0fsteepest_ascent\x18\x03 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12(\n\x08max_rate\x18\x04 \x01(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"z\n\x11\x44\x65rivativeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\x0b\n\x03wrt\x18\x03 \x01(\t\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\r\n\x05order\x18\x05 \x01(\r\"\x92\x01\n\x12\x44\x65rivativeResponse\x12&\n\x06values\x18\x01 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12+\n\x0b\x64\x65rivatives\x18\x02 \x03(\x0b\x32\x16.nablad.v1.NamedTensor\x12\'\n\texecution\x18\x0f \x01(\x0b\x32\x14.nablad.v1.Execution\"R\n\x0fPipelineRequest\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.nablad.v1.Operation\x12\x15\n\rcancelled_ids\x18\x02 \x03(\x04\"\xee\x03\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1b\n\x13timeout_nanoseconds\x18\x02 \x01(\x04\x12.\n\x08\x65valuate\x18\x03 \x01(\x0b\x32\x1a.nablad.v1.EvaluateRequestH\x00\x12.\n\x08gradient\x18\x04 \x01(\x0b\x32\x1a.nablad.v1.GradientRequestH\x00\x12.\n\x08jacobian\x18\x05 \x01(\x0b\x32\x1a.nablad.v1.JacobianRequestH\x00\x12,\n\x07hessian\x18\x06 \x01(\x0b\x32\x19.nablad.v1.HessianRequestH\x00\x12$\n\x03hvp\x18\x07 \x01(\x0b\x32\x15.nablad.v1.HvpRequestH\x00\x12$\n\x03jvp\x18\x08 \x01(\x0b\x32\x15.nablad.v1.JvpRequestH\x00\x12$\n\x03vjp\x18\t \x01(\x0b\x32\x15.nablad.v1.VjpRequestH\x00\x12I\n\x16\x64irectional_derivative\x18\n \x01(\x0b\x32\'.nablad.v1.DirectionalDerivativeRequestH\x00\x12\x32\n\nderivative\x18\x0b \x01(\x0b\x32\x1c.nablad.v1.DerivativeRequestH\x00\x42\t\n\x07request\"6\n\x10PipelineResponse\x12\"\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x11.nablad.v1.Answer\"\xfb\x03\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.nablad.v1.ErrorH\x00\x12/\n\x08\x65valuate\x18\x03 \x01(\x0b\x32\x1b.nablad.v1.EvaluateResponseH\x00\x12/\n\x08gradient\x18\x04 \x01(\x0b\x32\x1b.nablad.v1.GradientResponseH\x00\x12/\n\x08jacobian\x18\x05 \x01(\x0b\x32\x1b.nablad.v1.JacobianResponseH\x00\x12-\n\x07hessian\x18\x06 \x01(\x0b\x32\x1a.nablad.v1.HessianResponseH\x00\x12%\n\x03hvp\x18\x07 \x01(\x0b\x32\x16.nablad.v1.HvpResponseH\x00\x12%\n\x03jvp\x18\x08 \x01(\x0b\x32\x16.nablad.v1.JvpResponseH\x00\x12%\n\x03vjp\x18\t \x01(\x0b\x32\x16.nablad.v1.VjpResponseH\x00\x12J\n\x16\x64irectional_derivative\x18\n \x01(\x0b\x32(.nablad.v1.DirectionalDerivativeResponseH\x00\x12\x33\n\nderivative\x18\x0b \x01(\x0b\x32\x1d.nablad.v1.DerivativeResponseH\x00\x42\n\n\x08response*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\x10\n\x0cMODE_FORWARD\x10\x02\x12\x10\n\x0cMODE_REVERSE\x10\x03*r\n\x10HessianStructure\x12!\n\x1dHESSIAN_STRUCTURE_UNSPECIFIED\x10\x00\x12\x1b\n\x17HESSIAN_STRUCTURE_DENSE\x10\x01\x12\x1e\n\x1aHESSIAN_STRUCTURE_DIAGONAL\x10\x02\x32\xcb\x05\n\x16\x44ifferentiationService\x12\x43\n\x08\x45valuate\x12\x1a.nablad.v1.EvaluateRequest\x1a\x1b.nablad.v1.EvaluateResponse\x12\x43\n\x08Gradient\x12\x1a.nablad.v1.GradientRequest\x1a\x1b.nablad.v1.GradientResponse\x12\x43\n\x08Jacobian\x12\x1a.nablad.v1.JacobianRequest\x1a\x1b.nablad.v1.JacobianResponse\x12@\n\x07Hessian\x12\x19.nablad.v1.HessianRequest\x1a\x1a.nablad.v1.HessianResponse\x12\x34\n\x03Hvp\x12\x15.nablad.v1.HvpRequest\x1a\x16.nablad.v1.HvpResponse\x12\x34\n\x03Jvp\x12\x15.nablad.v1.JvpRequest\x1a\x16.nablad.v1.JvpResponse\x12\x34\n\x03Vjp\x12\x15.nablad.v1.VjpRequest\x1a\x16.nablad.v1.VjpResponse\x12j\n\x15\x44irectionalDerivative\x12\'.nablad.v1.DirectionalDerivativeRequest\x1a(.nablad.v1.DirectionalDerivativeResponse\x12I\n\nDerivative\x12\x1c.nablad.v1.DerivativeRequest\x1a\x1d.nablad.v1.DerivativeResponse\x12G\n\x08Pipeline\x12\x1a.nablad.v1.PipelineRequest\x1a\x1b.nablad.v1.PipelineResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nablad.v1.differentiation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=3006
-  _globals['_MODE']._serialized_end=3085
-  _globals['_HESSIANSTRUCTURE']._serialized_start=3087
-  _globals['_HESSIANSTRUCTURE']._serialized_end=3201
-  _globals['_EXECUTION']._serialized_start=71
-  _globals['_EXECUTION']._serialized_end=207
-  _globals['_EVALUATEREQUEST']._serialized_start=209
-  _globals['_EVALUATEREQUEST']._serialized_end=301
-  _globals['_EVALUATERESPONSE']._serialized_start=303
-  _globals['_EVALUATERESPONSE']._serialized_end=402
-  _globals['_GRADIENTREQUEST']._serialized_start=405
-  _globals['_GRADIENTREQUEST']._serialized_end=540
-  _globals['_GRADIENTRESPONSE']._serialized_start=543
-  _globals['_GRADIENTRESPONSE']._serialized_end=685
-  _globals['_JACOBIANREQUEST']._serialized_start=688
-  _globals['_JACOBIANREQUEST']._serialized_end=824
-  _globals['_JACOBIANRESPONSE']._serialized_start=827
-  _globals['_JACOBIANRESPONSE']._serialized_end=960
-  _globals['_HESSIANREQUEST']._serialized_start=963
-  _globals['_HESSIANREQUEST']._serialized_end=1162
-  _globals['_HESSIANRESPONSE']._serialized_start=1165
-  _globals['_HESSIANRESPONSE']._serialized_end=1383
-  _globals['_HVPREQUEST']._serialized_start=1386
-  _globals['_HVPREQUEST']._serialized_end=1575
-  _globals['_HVPRESPONSE']._serialized_start=1578
-  _globals['_HVPRESPONSE']._serialized_end=1757
-  _globals['_JVPREQUEST']._serialized_start=1760
-  _globals['_JVPREQUEST']._serialized_end=1906
-  _globals['_JVPRESPONSE']._serialized_start=1909
-  _globals['_JVPRESPONSE']._serialized_end=2045
-  _globals['_VJPREQUEST']._serialized_start=2048
-  _globals['_VJPREQUEST']._serialized_end=2192
-  _globals['_VJPRESPONSE']._serialized_start=2195
-  _globals['_VJPRESPONSE']._serialized_end=2331
-  _globals['_DIRECTIONALDERIVATIVEREQUEST']._serialized_start=2334
-  _globals['_DIRECTIONALDERIVATIVEREQUEST']._serialized_end=2481
-  _globals['_DIRECTIONALDERIVATIVERESPONSE']._serialized_start=2484
-  _globals['_DIRECTIONALDERIVATIVERESPONSE']._serialized_end=2731
-  _globals['_DERIVATIVEREQUEST']._serialized_start=2733
-  _globals['_DERIVATIVEREQUEST']._serialized_end=2855
-  _globals['_DERIVATIVERESPONSE']._serialized_start=2858
-  _globals['_DERIVATIVERESPONSE']._serialized_end=3004
-  _globals['_DIFFERENTIATIONSERVICE']._serialized_start=3204
-  _globals['_DIFFERENTIATIONSERVICE']._serialized_end=3846
+  _globals['_MODE']._serialized_start=4176
+  _globals['_MODE']._serialized_end=4255
+  _globals['_HESSIANSTRUCTURE']._serialized_start=4257
+  _globals['_HESSIANSTRUCTURE']._serialized_end=4371
+  _globals['_EXECUTION']._serialized_start=94
+  _globals['_EXECUTION']._serialized_end=230
+  _globals['_EVALUATEREQUEST']._serialized_start=232
+  _globals['_EVALUATEREQUEST']._serialized_end=324
+  _globals['_EVALUATERESPONSE']._serialized_start=326
+  _globals['_EVALUATERESPONSE']._serialized_end=425
+  _globals['_GRADIENTREQUEST']._serialized_start=428
+  _globals['_GRADIENTREQUEST']._serialized_end=563
+  _globals['_GRADIENTRESPONSE']._serialized_start=566
+  _globals['_GRADIENTRESPONSE']._serialized_end=708
+  _globals['_JACOBIANREQUEST']._serialized_start=711
+  _globals['_JACOBIANREQUEST']._serialized_end=847
+  _globals['_JACOBIANRESPONSE']._serialized_start=850
+  _globals['_JACOBIANRESPONSE']._serialized_end=983
+  _globals['_HESSIANREQUEST']._serialized_start=986
+  _globals['_HESSIANREQUEST']._serialized_end=1185
+  _globals['_HESSIANRESPONSE']._serialized_start=1188
+  _globals['_HESSIANRESPONSE']._serialized_end=1406
+  _globals['_HVPREQUEST']._serialized_start=1409
+  _globals['_HVPREQUEST']._serialized_end=1598
+  _globals['_HVPRESPONSE']._serialized_start=1601
+  _globals['_HVPRESPONSE']._serialized_end=1780
+  _globals['_JVPREQUEST']._serialized_start=1783
+  _globals['_JVPREQUEST']._serialized_end=1929
+  _globals['_JVPRESPONSE']._serialized_start=1932
+  _globals['_JVPRESPONSE']._serialized_end=2068
+  _globals['_VJPREQUEST']._serialized_start=2071
+  _globals['_VJPREQUEST']._serialized_end=2215
+  _globals['_VJPRESPONSE']._serialized_start=2218
+  _globals['_VJPRESPONSE']._serialized_end=2354
+  _globals['_DIRECTIONALDERIVATIVEREQUEST']._serialized_start=2357
+  _globals['_DIRECTIONALDERIVATIVEREQUEST']._serialized_end=2504
+  _globals['_DIRECTIONALDERIVATIVERESPONSE']._serialized_start=2507
+  _globals['_DIRECTIONALDERIVATIVERESPONSE']._serialized_end=2754
+  _globals['_DERIVATIVEREQUEST']._serialized_start=2756
+  _globals['_DERIVATIVEREQUEST']._serialized_end=2878
+  _globals['_DERIVATIVERESPONSE']._serialized_start=2881
+  _globals['_DERIVATIVERESPONSE']._serialized_end=3027
+  _globals['_PIPELINEREQUEST']._serialized_start=3029
+  _globals['_PIPELINEREQUEST']._serialized_end=3111
+  _globals['_OPERATION']._serialized_start=3114
+  _globals['_OPERATION']._serialized_end=3608
+  _globals['_PIPELINERESPONSE']._serialized_start=3610
+  _globals['_PIPELINERESPONSE']._serialized_end=3664
+  _globals['_ANSWER']._serialized_start=3667
+  _globals['_ANSWER']._serialized_end=4174
+  _globals['_DIFFERENTIATIONSERVICE']._serialized_start=4374
+  _globals['_DIFFERENTIATIONSERVICE']._serialized_end=5089
 # @@protoc_insertion_point(module_scope)

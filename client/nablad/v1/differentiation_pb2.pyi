@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nablad.v1 import error_pb2 as _error_pb2
 from nablad.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -872,3 +873,227 @@ class DerivativeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DerivativeResponse: _TypeAlias = DerivativeResponse  # noqa: Y015
+
+@_typing.final
+class PipelineRequest(_message.Message):
+    """See DifferentiationService.Pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    CANCELLED_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
+        """Operations to begin, in any number."""
+
+    @_builtins.property
+    def cancelled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids of operations sent before whose answers are not wanted any more. Work that has not begun is not done. An
+        operation cancelled gets no answer, or the one that was under way; an id that is unknown or answered is ignored.
+        """
+
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[Global___Operation] | None = ...,
+        cancelled_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_ids", b"cancelled_ids", "operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineRequest: _TypeAlias = PipelineRequest  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    """One operation of a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_NANOSECONDS_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
+    GRADIENT_FIELD_NUMBER: _builtins.int
+    JACOBIAN_FIELD_NUMBER: _builtins.int
+    HESSIAN_FIELD_NUMBER: _builtins.int
+    HVP_FIELD_NUMBER: _builtins.int
+    JVP_FIELD_NUMBER: _builtins.int
+    VJP_FIELD_NUMBER: _builtins.int
+    DIRECTIONAL_DERIVATIVE_FIELD_NUMBER: _builtins.int
+    DERIVATIVE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The client's name for it, which the answer bears. MUST NOT be in use by an operation that is not yet answered."""
+    timeout_nanoseconds: _builtins.int
+    """Nanoseconds from the arrival of the message until the answer is of no use; work not begun by then is not done and
+    the answer is DEADLINE_EXCEEDED. 0: no deadline but the stream's.
+    """
+    @_builtins.property
+    def evaluate(self) -> Global___EvaluateRequest:
+        """See DifferentiationService.Evaluate."""
+
+    @_builtins.property
+    def gradient(self) -> Global___GradientRequest:
+        """See DifferentiationService.Gradient."""
+
+    @_builtins.property
+    def jacobian(self) -> Global___JacobianRequest:
+        """See DifferentiationService.Jacobian."""
+
+    @_builtins.property
+    def hessian(self) -> Global___HessianRequest:
+        """See DifferentiationService.Hessian."""
+
+    @_builtins.property
+    def hvp(self) -> Global___HvpRequest:
+        """See DifferentiationService.Hvp."""
+
+    @_builtins.property
+    def jvp(self) -> Global___JvpRequest:
+        """See DifferentiationService.Jvp."""
+
+    @_builtins.property
+    def vjp(self) -> Global___VjpRequest:
+        """See DifferentiationService.Vjp."""
+
+    @_builtins.property
+    def directional_derivative(self) -> Global___DirectionalDerivativeRequest:
+        """See DifferentiationService.DirectionalDerivative."""
+
+    @_builtins.property
+    def derivative(self) -> Global___DerivativeRequest:
+        """See DifferentiationService.Derivative."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_nanoseconds: _builtins.int = ...,
+        evaluate: Global___EvaluateRequest | None = ...,
+        gradient: Global___GradientRequest | None = ...,
+        jacobian: Global___JacobianRequest | None = ...,
+        hessian: Global___HessianRequest | None = ...,
+        hvp: Global___HvpRequest | None = ...,
+        jvp: Global___JvpRequest | None = ...,
+        vjp: Global___VjpRequest | None = ...,
+        directional_derivative: Global___DirectionalDerivativeRequest | None = ...,
+        derivative: Global___DerivativeRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "request", b"request", "vjp", b"vjp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "request", b"request", "timeout_nanoseconds", b"timeout_nanoseconds", "vjp", b"vjp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class PipelineResponse(_message.Message):
+    """See DifferentiationService.Pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]:
+        """Answers, in the order in which they were done."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___Answer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineResponse: _TypeAlias = PipelineResponse  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    """What one operation of a pipeline came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
+    GRADIENT_FIELD_NUMBER: _builtins.int
+    JACOBIAN_FIELD_NUMBER: _builtins.int
+    HESSIAN_FIELD_NUMBER: _builtins.int
+    HVP_FIELD_NUMBER: _builtins.int
+    JVP_FIELD_NUMBER: _builtins.int
+    VJP_FIELD_NUMBER: _builtins.int
+    DIRECTIONAL_DERIVATIVE_FIELD_NUMBER: _builtins.int
+    DERIVATIVE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The operation's id."""
+    @_builtins.property
+    def error(self) -> _error_pb2.Error:
+        """The operation failed."""
+
+    @_builtins.property
+    def evaluate(self) -> Global___EvaluateResponse:
+        """See DifferentiationService.Evaluate."""
+
+    @_builtins.property
+    def gradient(self) -> Global___GradientResponse:
+        """See DifferentiationService.Gradient."""
+
+    @_builtins.property
+    def jacobian(self) -> Global___JacobianResponse:
+        """See DifferentiationService.Jacobian."""
+
+    @_builtins.property
+    def hessian(self) -> Global___HessianResponse:
+        """See DifferentiationService.Hessian."""
+
+    @_builtins.property
+    def hvp(self) -> Global___HvpResponse:
+        """See DifferentiationService.Hvp."""
+
+    @_builtins.property
+    def jvp(self) -> Global___JvpResponse:
+        """See DifferentiationService.Jvp."""
+
+    @_builtins.property
+    def vjp(self) -> Global___VjpResponse:
+        """See DifferentiationService.Vjp."""
+
+    @_builtins.property
+    def directional_derivative(self) -> Global___DirectionalDerivativeResponse:
+        """See DifferentiationService.DirectionalDerivative."""
+
+    @_builtins.property
+    def derivative(self) -> Global___DerivativeResponse:
+        """See DifferentiationService.Derivative."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        error: _error_pb2.Error | None = ...,
+        evaluate: Global___EvaluateResponse | None = ...,
+        gradient: Global___GradientResponse | None = ...,
+        jacobian: Global___JacobianResponse | None = ...,
+        hessian: Global___HessianResponse | None = ...,
+        hvp: Global___HvpResponse | None = ...,
+        jvp: Global___JvpResponse | None = ...,
+        vjp: Global___VjpResponse | None = ...,
+        directional_derivative: Global___DirectionalDerivativeResponse | None = ...,
+        derivative: Global___DerivativeResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["error", "evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015

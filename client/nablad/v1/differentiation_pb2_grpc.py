@@ -118,6 +118,11 @@ class DifferentiationServiceStub(object):
                 request_serializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeRequest.SerializeToString,
                 response_deserializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeResponse.FromString,
                 _registered_method=True)
+        self.Pipeline = channel.stream_stream(
+                '/nablad.v1.DifferentiationService/Pipeline',
+                request_serializer=nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.FromString,
+                _registered_method=True)
 
 
 class DifferentiationServiceServicer(object):
@@ -248,6 +253,27 @@ class DifferentiationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pipeline(self, request_iterator, context):
+        """Many operations of any kinds over one stream: several in a message, answered as they are done, in any order.
+
+        Each operation is what the call of its operator would be, with an id in place of the call: the same request, the
+        same response or an Error, a deadline of its own. An operation that fails is answered like any other and harms none
+        of the others. Every operation is answered exactly once, except after it was cancelled. Operations that ask the same
+        of many points are best sent as one with `batched` inputs: a point then costs its bytes and nothing else.
+
+        Flow control. The server stops reading while it holds as many operations, or bytes of requests and results, as it
+        allows one stream, and reads on as answers are taken: a client MUST read answers while it sends. When the client
+        half-closes, the server answers what is left and ends the stream with OK.
+
+        INVALID_ARGUMENT, reason MALFORMED_REQUEST: a message is not a well-formed PipelineRequest; the stream ends, because
+        ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
+        UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
+        one get that as their error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DifferentiationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -295,6 +321,11 @@ def add_DifferentiationServiceServicer_to_server(servicer, server):
                     servicer.Derivative,
                     request_deserializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeRequest.FromString,
                     response_serializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeResponse.SerializeToString,
+            ),
+            'Pipeline': grpc.stream_stream_rpc_method_handler(
+                    servicer.Pipeline,
+                    request_deserializer=nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -579,6 +610,33 @@ class DifferentiationService(object):
             '/nablad.v1.DifferentiationService/Derivative',
             nablad_dot_v1_dot_differentiation__pb2.DerivativeRequest.SerializeToString,
             nablad_dot_v1_dot_differentiation__pb2.DerivativeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pipeline(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/nablad.v1.DifferentiationService/Pipeline',
+            nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.SerializeToString,
+            nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.FromString,
             options,
             channel_credentials,
             insecure,

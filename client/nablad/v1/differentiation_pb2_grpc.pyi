@@ -121,6 +121,23 @@ class DifferentiationServiceStub:
     INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
     derivatives have no efficient rule and the order is above 6.
     """
+    Pipeline: _grpc.StreamStreamMultiCallable[_differentiation_pb2.PipelineRequest, _differentiation_pb2.PipelineResponse]
+    """Many operations of any kinds over one stream: several in a message, answered as they are done, in any order.
+
+    Each operation is what the call of its operator would be, with an id in place of the call: the same request, the
+    same response or an Error, a deadline of its own. An operation that fails is answered like any other and harms none
+    of the others. Every operation is answered exactly once, except after it was cancelled. Operations that ask the same
+    of many points are best sent as one with `batched` inputs: a point then costs its bytes and nothing else.
+
+    Flow control. The server stops reading while it holds as many operations, or bytes of requests and results, as it
+    allows one stream, and reads on as answers are taken: a client MUST read answers while it sends. When the client
+    half-closes, the server answers what is left and ends the stream with OK.
+
+    INVALID_ARGUMENT, reason MALFORMED_REQUEST: a message is not a well-formed PipelineRequest; the stream ends, because
+    ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
+    UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
+    one get that as their error.
+    """
 
 @_typing.type_check_only
 class DifferentiationServiceAsyncStub(DifferentiationServiceStub):
@@ -214,6 +231,23 @@ class DifferentiationServiceAsyncStub(DifferentiationServiceStub):
     FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
     INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
     derivatives have no efficient rule and the order is above 6.
+    """
+    Pipeline: _aio.StreamStreamMultiCallable[_differentiation_pb2.PipelineRequest, _differentiation_pb2.PipelineResponse]  # type: ignore[assignment]
+    """Many operations of any kinds over one stream: several in a message, answered as they are done, in any order.
+
+    Each operation is what the call of its operator would be, with an id in place of the call: the same request, the
+    same response or an Error, a deadline of its own. An operation that fails is answered like any other and harms none
+    of the others. Every operation is answered exactly once, except after it was cancelled. Operations that ask the same
+    of many points are best sent as one with `batched` inputs: a point then costs its bytes and nothing else.
+
+    Flow control. The server stops reading while it holds as many operations, or bytes of requests and results, as it
+    allows one stream, and reads on as answers are taken: a client MUST read answers while it sends. When the client
+    half-closes, the server answers what is left and ends the stream with OK.
+
+    INVALID_ARGUMENT, reason MALFORMED_REQUEST: a message is not a well-formed PipelineRequest; the stream ends, because
+    ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
+    UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
+    one get that as their error.
     """
 
 class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -359,6 +393,29 @@ class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
         INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
         derivatives have no efficient rule and the order is above 6.
+        """
+
+    @_abc_1.abstractmethod
+    def Pipeline(
+        self,
+        request_iterator: _MaybeAsyncIterator[_differentiation_pb2.PipelineRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_differentiation_pb2.PipelineResponse], _abc.AsyncIterator[_differentiation_pb2.PipelineResponse]]:
+        """Many operations of any kinds over one stream: several in a message, answered as they are done, in any order.
+
+        Each operation is what the call of its operator would be, with an id in place of the call: the same request, the
+        same response or an Error, a deadline of its own. An operation that fails is answered like any other and harms none
+        of the others. Every operation is answered exactly once, except after it was cancelled. Operations that ask the same
+        of many points are best sent as one with `batched` inputs: a point then costs its bytes and nothing else.
+
+        Flow control. The server stops reading while it holds as many operations, or bytes of requests and results, as it
+        allows one stream, and reads on as answers are taken: a client MUST read answers while it sends. When the client
+        half-closes, the server answers what is left and ends the stream with OK.
+
+        INVALID_ARGUMENT, reason MALFORMED_REQUEST: a message is not a well-formed PipelineRequest; the stream ends, because
+        ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
+        UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
+        one get that as their error.
         """
 
 def add_DifferentiationServiceServicer_to_server(servicer: DifferentiationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

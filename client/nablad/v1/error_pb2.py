@@ -22,15 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nablad/v1/error.proto\x12\tnablad.v1*\xd0\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18REASON_MALFORMED_REQUEST\x10\x01\x12\x1c\n\x18REASON_INVALID_REFERENCE\x10\x02\x12\x18\n\x14REASON_UNKNOWN_INPUT\x10\x03\x12\x18\n\x14REASON_MISSING_INPUT\x10\x04\x12\x19\n\x15REASON_DUPLICATE_NAME\x10\x05\x12\x19\n\x15REASON_UNKNOWN_OUTPUT\x10\x06\x12\x19\n\x15REASON_INVALID_TENSOR\x10\x07\x12\x16\n\x12REASON_WRONG_DTYPE\x10\x08\x12\x16\n\x12REASON_WRONG_SHAPE\x10\t\x12\x18\n\x14REASON_INVALID_BATCH\x10\n\x12\x19\n\x15REASON_INVALID_OPTION\x10\x0b\x12\x19\n\x15REASON_INVALID_VECTOR\x10\x0c\x12\x1d\n\x19REASON_FUNCTION_NOT_FOUND\x10\r\x12\x1c\n\x18REASON_VERSION_NOT_FOUND\x10\x0e\x12\x15\n\x11REASON_NOT_SCALAR\x10\x0f\x12\x1d\n\x19REASON_NOT_DIFFERENTIABLE\x10\x10\x12\x1a\n\x16REASON_FUNCTION_FAILED\x10\x11\x12\x19\n\x15REASON_COMPILE_FAILED\x10\x12\x12\x1b\n\x17REASON_RESULT_TOO_LARGE\x10\x13\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x14\x12\x14\n\x10REASON_CANCELLED\x10\x15\x12\x15\n\x11REASON_QUEUE_FULL\x10\x16\x12\x1d\n\x19REASON_COMPILE_QUEUE_FULL\x10\x17\x12\x12\n\x0eREASON_LOADING\x10\x18\x12\x13\n\x0fREASON_DRAINING\x10\x19\x12\x13\n\x0fREASON_INTERNAL\x10\x1a\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nablad/v1/error.proto\x12\tnablad.v1\x1a\x1egoogle/protobuf/duration.proto\"\xeb\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12!\n\x06reason\x18\x02 \x01(\x0e\x32\x11.nablad.v1.Reason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x30\n\x08metadata\x18\x05 \x03(\x0b\x32\x1e.nablad.v1.Error.MetadataEntry\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xd0\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18REASON_MALFORMED_REQUEST\x10\x01\x12\x1c\n\x18REASON_INVALID_REFERENCE\x10\x02\x12\x18\n\x14REASON_UNKNOWN_INPUT\x10\x03\x12\x18\n\x14REASON_MISSING_INPUT\x10\x04\x12\x19\n\x15REASON_DUPLICATE_NAME\x10\x05\x12\x19\n\x15REASON_UNKNOWN_OUTPUT\x10\x06\x12\x19\n\x15REASON_INVALID_TENSOR\x10\x07\x12\x16\n\x12REASON_WRONG_DTYPE\x10\x08\x12\x16\n\x12REASON_WRONG_SHAPE\x10\t\x12\x18\n\x14REASON_INVALID_BATCH\x10\n\x12\x19\n\x15REASON_INVALID_OPTION\x10\x0b\x12\x19\n\x15REASON_INVALID_VECTOR\x10\x0c\x12\x1d\n\x19REASON_FUNCTION_NOT_FOUND\x10\r\x12\x1c\n\x18REASON_VERSION_NOT_FOUND\x10\x0e\x12\x15\n\x11REASON_NOT_SCALAR\x10\x0f\x12\x1d\n\x19REASON_NOT_DIFFERENTIABLE\x10\x10\x12\x1a\n\x16REASON_FUNCTION_FAILED\x10\x11\x12\x19\n\x15REASON_COMPILE_FAILED\x10\x12\x12\x1b\n\x17REASON_RESULT_TOO_LARGE\x10\x13\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x14\x12\x14\n\x10REASON_CANCELLED\x10\x15\x12\x15\n\x11REASON_QUEUE_FULL\x10\x16\x12\x1d\n\x19REASON_COMPILE_QUEUE_FULL\x10\x17\x12\x12\n\x0eREASON_LOADING\x10\x18\x12\x13\n\x0fREASON_DRAINING\x10\x19\x12\x13\n\x0fREASON_INTERNAL\x10\x1a\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nablad.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REASON']._serialized_start=37
-  _globals['_REASON']._serialized_end=757
+  _globals['_ERROR_METADATAENTRY']._loaded_options = None
+  _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_REASON']._serialized_start=307
+  _globals['_REASON']._serialized_end=1027
+  _globals['_ERROR']._serialized_start=69
+  _globals['_ERROR']._serialized_end=304
+  _globals['_ERROR_METADATAENTRY']._serialized_start=257
+  _globals['_ERROR_METADATAENTRY']._serialized_end=304
 # @@protoc_insertion_point(module_scope)
