@@ -5,12 +5,15 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
 
+from nablad.errors import Draining
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.policy import Policy
 from nablad_server.config import MACHINE, Settings, parse_warm
@@ -24,11 +27,18 @@ from nablad_server.functions.sources import builtin, python
 from nablad_server.serving import catalog, differentiation
 from nablad_server.serving.catalog import catalog_service
 from nablad_server.serving.decode import Decoder
-from nablad_server.serving.differentiation import differentiation_service
+from nablad_server.serving.differentiation import methods
 from nablad_server.serving.gate import Gate
+from nablad_server.serving.pipeline import Window
+from nablad_server.serving.statistics import Statistics
+from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
+from nablad_server.serving.work import Desk
 
 SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
+
+CATALOG_THREADS = 8
+"""Threads for the services that grpc.server serves; each health watch and each reflection stream holds one."""
 
 ARRIVING_SECONDS = 0.2
 """How long a call may take from the connection to the gate: a large request arrives in many pieces."""
@@ -71,13 +81,18 @@ class App:
             max_tickets=settings.queue_calls,
             max_bytes=settings.queue_bytes,
             direct_seconds=settings.direct_microseconds * 1e-6,
-            workers=settings.workers,
+            heavy_workers=settings.workers,
         )
-        self._batcher = Batcher(runner, policy)
+        self._statistics = Statistics()
+        self._batcher = Batcher(runner, policy, self._statistics)
         self._decoder = Decoder(self._registry, settings.max_points, settings.max_result_bytes)
-        self._gate = Gate(settings.running_calls)
+        self._gate = Gate()
         self._health = health.HealthServicer()
         self._server = self._build_server()
+        desk = Desk(self._decoder, self._batcher, self._gate, self._statistics)
+        window = Window(settings.stream_operations, settings.stream_bytes)
+        self._transport = Transport(self._server, methods(desk, window), desk.together, settings.concurrent_calls)
+        self._metrics: WSGIServer | None = None
         self._ready = False
         self.address = settings.address
         log.info("functions loaded", count=len(self._registry.all()), seconds=round(time.monotonic() - started, 2))
@@ -100,6 +115,8 @@ class App:
             self.address = f"{host}:{port}"
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.start()
+        self._transport.start()
+        self._serve_metrics()
         log.info("listening", address=self.address)
         try:
             self._warm_up()
@@ -125,7 +142,12 @@ class App:
         self._gate.close(finish_by - time.monotonic())
         # Nor do those count as inside that are still on their way in: they are given a moment to be told, too.
         threading.Event().wait(ARRIVING_SECONDS)
+        self._transport.dismiss(Draining("the server is shutting down; go on elsewhere"))
         self._server.stop(max(1.0, finish_by - time.monotonic())).wait()
+        self._transport.stop(max(1.0, finish_by - time.monotonic()))
+        if self._metrics is not None:
+            self._metrics.shutdown()
+            self._metrics.server_close()
         at_rest = self._cache.close(max(1.0, finish_by - time.monotonic()))
         at_rest &= self._batcher.close(max(1.0, finish_by - time.monotonic()))
         # What still runs then has nobody to answer; its threads end with the process.
@@ -152,7 +174,7 @@ class App:
     def _build_server(self) -> grpc.Server:
         settings = self._settings
         server = grpc.server(
-            ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="nablad-call"),
+            ThreadPoolExecutor(CATALOG_THREADS, thread_name_prefix="nablad-call"),
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # results are bounded before they are computed
@@ -160,17 +182,26 @@ class App:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
-            maximum_concurrent_rpcs=settings.concurrent_calls,
         )
-        server.add_generic_rpc_handlers((
-            differentiation_service(self._decoder, self._batcher, self._gate),
-            catalog_service(self._registry, self._gate),
-        ))  # fmt: skip
+        server.add_generic_rpc_handlers((catalog_service(self._registry, self._statistics, self._gate),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _serve_metrics(self) -> None:
+        if self._settings.metrics_address == "none":
+            return
+        registry = CollectorRegistry()
+        registry.register(self._statistics)
+        host, _, port = self._settings.metrics_address.rpartition(":")
+        try:
+            metrics, _ = start_http_server(int(port), host, registry)
+        except (OSError, ValueError) as error:
+            raise OSError(f"cannot serve metrics on {self._settings.metrics_address}: {error}") from error
+        self._metrics = metrics
+        log.info("metrics", address=f"{host}:{metrics.server_port}")
 
     def _warm_up(self) -> None:
         wanted = [(function, warm) for function in self._registry.all() for warm in function.warm]

@@ -16,6 +16,11 @@ def _cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "nablad"
 
 
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _memory_bytes() -> int:
     """The memory of this container, or of the machine if it is in none."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -50,22 +55,32 @@ class Settings(BaseSettings):
         "'gradient rosenbrock n=100 dtype=float64 points=1,64'. None by default: only you know your shapes.",
     )
     workers: int = Field(
-        default_factory=lambda: max(1, min(os.cpu_count() or 1, 8)),
+        default_factory=lambda: max(1, min(_cores(), 8)),
         ge=1,
-        description="Threads that execute batches. One a core: XLA uses all cores inside one execution only for large "
-        "arrays.",
-    )
-    running_calls: int = Field(
-        default=8,
-        ge=1,
-        description="Calls that may decode, compute and encode at once. More only contend for the interpreter lock: "
-        "with 64, the same load was served at half the rate.",
+        description="Threads that execute batches of any kind; one more takes all but the heavy ones. One a core: XLA "
+        "uses all cores inside one execution only for large arrays.",
     )
     concurrent_calls: int = Field(
+        default=8192,
+        ge=1,
+        description="Calls that may be open at once, waiting ones and streams included. Each takes a few kilobytes and "
+        "no thread; beyond that callers are told to retry.",
+    )
+    stream_operations: int = Field(
         default=1024,
         ge=1,
-        description="Calls that may be in the server at once, waiting ones included; each holds a thread. Beyond that "
-        "the transport refuses them.",
+        description="Operations that one Pipeline stream may have open before the server reads no further.",
+    )
+    stream_bytes: int = Field(
+        default=32 << 20,
+        ge=1,
+        description="Bytes of requests, and again of answers not yet taken, that one Pipeline stream may hold before "
+        "the server reads no further.",
+    )
+    metrics_address: str = Field(
+        default="none",
+        description="HOST:PORT where a Prometheus scrape reads the statistics, at /metrics; 'none' for nowhere. Not "
+        "everybody's business, so not open by default.",
     )
     max_points: int = Field(
         default=100_000,
@@ -107,10 +122,11 @@ class Settings(BaseSettings):
     )
     queue_bytes: int = Field(default=1 << 30, ge=1, description="Bytes of arguments that waiting calls may hold.")
     direct_microseconds: float = Field(
-        default=100.0,
+        default=250.0,
         ge=0,
-        description="A call estimated to compute no longer than this runs in its own thread when nothing of its kind "
-        "waits: handing it to another thread and back would cost more. 0 batches everything.",
+        description="A batch estimated to compute no longer than this runs at once in the thread that its calls "
+        "arrived in, when nothing of its kind waits: handing it to another thread and back would cost a good part of "
+        "that. 0 hands everything to the workers.",
     )
     programs: int = Field(
         default=1000,

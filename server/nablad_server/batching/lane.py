@@ -1,7 +1,7 @@
 """A Lane: the tickets of one key that wait. Sans-IO: no clock, no thread, no lock.
 
 Invariants:
- 1. Every ticket offered leaves exactly once: taken, expired, cancelled or flushed.
+ 1. Every ticket offered leaves exactly once: taken, expired, cancelled or flushed; what is put back was not taken.
  2. `points`, `tickets` and `size` count the waiting tickets, and only those, after every call.
  3. Tickets are taken by earliest deadline; among equal ones by order of arrival.
  4. A ticket whose deadline has passed is never taken.
@@ -12,7 +12,7 @@ Invariants:
 
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from nablad_server.batching.ticket import State, Ticket
@@ -26,21 +26,35 @@ class Taken(NamedTuple):
 
 
 class Lane:
-    """The waiting tickets of one key."""
+    """The waiting tickets of one key.
+
+    Attributes:
+        key: theirs.
+        tickets: how many wait.
+        points: how many points they hold.
+        size: how many bytes they keep in memory.
+        heavy: whether a batch of it was found to be heavy.
+    """
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.tickets = 0
         self.points = 0
         self.size = 0
+        self.heavy = False
         self._heap: list[tuple[float, int, Ticket]] = []
         self._order = itertools.count()
+        self._returned = 0
 
     def offer(self, ticket: Ticket) -> None:
         """Adds a ticket, which waits from now on."""
-        ticket.state = State.WAITING
-        heapq.heappush(self._heap, (ticket.deadline, next(self._order), ticket))
-        self._count(ticket, 1)
+        self._enter(ticket, next(self._order))
+
+    def put_back(self, batch: Sequence[Ticket]) -> None:
+        """Adds the tickets of a batch just taken, before all others of their deadlines."""
+        for ticket in reversed(batch):
+            self._returned -= 1
+            self._enter(ticket, self._returned)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Drops a ticket that still waits; False if it does not."""
@@ -52,15 +66,6 @@ class Lane:
             self._heap = [entry for entry in self._heap if entry[2].state is State.WAITING]
             heapq.heapify(self._heap)
         return True
-
-    def next_points(self, max_points: int) -> int:
-        """How many points the next batch has, deadlines aside; 0 if nothing waits."""
-        while self._heap and self._heap[0][2].state is not State.WAITING:
-            heapq.heappop(self._heap)
-        if not self._heap:
-            return 0
-        first = self._heap[0][2]
-        return first.points if first.alone else max(first.points, min(self.points, max_points))
 
     def take(self, now: float, max_points: int) -> Taken:
         """Removes the next batch, and every ticket found to be past its deadline on the way."""
@@ -98,6 +103,11 @@ class Lane:
     def waiting(self) -> list[Ticket]:
         """The waiting tickets, in no particular order."""
         return [entry[2] for entry in self._heap if entry[2].state is State.WAITING]
+
+    def _enter(self, ticket: Ticket, order: int) -> None:
+        ticket.state = State.WAITING
+        heapq.heappush(self._heap, (ticket.deadline, order, ticket))
+        self._count(ticket, 1)
 
     def _leave(self, ticket: Ticket, state: State) -> None:
         ticket.state = state

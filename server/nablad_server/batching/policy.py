@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nablad_server.batching.ticket import Prepared
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -11,25 +13,26 @@ class Policy:
         max_points: the most points of a batch. Larger batches gain little and make everybody wait longer.
         max_tickets: the most calls that may wait, over all lanes.
         max_bytes: the most bytes of arguments that waiting calls may hold.
-        direct_seconds: a call whose execution is estimated to take no longer runs at once in its caller's thread, if
+        direct_seconds: a batch estimated to take no longer runs at once in the thread that its calls arrived in, if
             nothing of its lane waits: handing it to another thread and back would cost more.
-        workers: threads that execute batches.
+        heavy_seconds: a batch estimated to take longer is left to the workers for heavy work, so that one worker is
+            always near its next batch.
+        heavy_workers: threads that execute batches of any kind; one more takes all but the heavy ones.
         retry_seconds: how long a caller refused for a full queue is told to wait.
     """
 
     max_points: int = 1024
     max_tickets: int = 4096
     max_bytes: int = 1 << 30
-    direct_seconds: float = 100e-6
-    workers: int = 2
+    direct_seconds: float = 250e-6
+    heavy_seconds: float = 5e-3
+    heavy_workers: int = 2
     retry_seconds: float = 0.1
 
-    def direct(self, seconds: float | None) -> bool:
-        """Whether a call that takes so long (None: unknown) should run in its caller's thread, its lane being empty."""
-        return seconds is not None and seconds <= self.direct_seconds
+    def direct(self, prepared: Prepared) -> bool:
+        """Whether a batch should run in the thread that its calls arrived in."""
+        return prepared.seconds <= self.direct_seconds and not prepared.calls_back
 
-    def blended(self, estimate: float | None, measured: float) -> float:
-        """The new estimate of a cost: follows a fall at once, and slowly a rise, which is mostly noise."""
-        if estimate is None or measured < estimate:
-            return measured
-        return estimate + 0.1 * (measured - estimate)
+    def heavy(self, prepared: Prepared) -> bool:
+        """Whether a batch may keep others waiting for long."""
+        return prepared.seconds > self.heavy_seconds or prepared.calls_back

@@ -2,8 +2,6 @@
 
 import enum
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from nablad.errors import NabladError
@@ -21,7 +19,7 @@ class State(enum.Enum):
 
 
 class Outcome(NamedTuple):
-    """What a ticket's future resolves to."""
+    """What came of a ticket that ran."""
 
     result: Any
     batch_points: int
@@ -30,7 +28,6 @@ class Outcome(NamedTuple):
     compute_seconds: float
 
 
-@dataclass(eq=False)
 class Ticket:
     """One call.
 
@@ -39,36 +36,78 @@ class Ticket:
         payload: what the runner takes.
         points: how many points it holds.
         size: bytes that it keeps in memory.
+        done: called once with the Outcome, or with the error, in whichever thread it came about; never called if the
+            ticket is cancelled first.
         alone: it must not share a batch.
         deadline: on the batcher's clock; infinite if it has none.
         arrived: on the batcher's clock.
         compile_seconds: how long the compilation took that it waited for.
-        future: resolves to an Outcome.
-        state: kept by the lane, once it is in one.
+        state: kept by the batcher.
     """
 
-    key: Hashable
-    payload: Any
-    points: int
-    size: int
-    alone: bool = False
-    deadline: float = float("inf")
-    arrived: float = 0.0
-    compile_seconds: float = 0.0
-    future: "Future[Outcome]" = field(default_factory=Future)
-    state: State = State.NEW
+    __slots__ = (
+        "alone", "arrived", "compile_seconds", "deadline", "done", "key", "payload", "points", "size", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: Hashable,
+        payload: Any,
+        points: int,
+        size: int,
+        done: Callable[[Outcome | NabladError], None],
+        *,
+        alone: bool = False,
+        deadline: float = float("inf"),
+    ) -> None:
+        self.key = key
+        self.payload = payload
+        self.points = points
+        self.size = size
+        self.done = done
+        self.alone = alone
+        self.deadline = deadline
+        self.arrived = 0.0
+        self.compile_seconds = 0.0
+        self.state = State.NEW
 
 
 Done = Callable[[NabladError | None, float], None]
-Prepared = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+class Prepared(Protocol):
+    """A batch of a known number of points that can run now.
+
+    Attributes:
+        computed: how many points it computes, padding included.
+        seconds: an estimate of what that takes.
+        calls_back: whether it may take longer than any estimate, because it calls code that is not ours.
+    """
+
+    @property
+    def computed(self) -> int: ...  # noqa: D102 - described above
+    @property
+    def seconds(self) -> float: ...  # noqa: D102 - described above
+    @property
+    def calls_back(self) -> bool: ...  # noqa: D102 - described above
+
+    def __call__(self, payloads: Sequence[Any], /) -> Sequence[Any]:
+        """Turns the payloads of a batch into their results, in order. Raises NabladError if the batch fails."""
 
 
 class Runner(Protocol):
     """What executes batches: the seam between batching and what is computed."""
 
-    def prepare(self, key: Any, points: int, done: Done) -> Prepared | None:
-        """Something that turns the payloads of a batch into their results, in order.
+    def prepare(self, key: Any, points: int, done: Done, /) -> Prepared | None:
+        """What runs a batch of so many points.
 
         None if it is not ready yet: then `done(error, seconds)` is called once, from any thread, when it is.
         Raises NabladError if it never will be.
         """
+
+
+class Observer(Protocol):
+    """Who wants to know of executions."""
+
+    def executed(self, key: Any, points: int, computed: int, seconds: float, /) -> None:
+        """A batch of `points` points of one key ran as `computed`, padding included, in so many seconds."""

@@ -31,7 +31,11 @@ class _Entry:
 
 
 class ProgramCache:
-    """Programs by query and bucket, at most `capacity`; those of the query unused for longest go first."""
+    """Programs by query and bucket, at most `capacity`; those of the query unused for longest go first.
+
+    Attributes:
+        version: changes whenever what `buckets` and `largest` say may have changed.
+    """
 
     def __init__(self, capacity: int, max_pending: int, memory_limit: int) -> None:
         """Starts the compile thread.
@@ -51,6 +55,7 @@ class ProgramCache:
         self._constants: WeakKeyDictionary[Function, Constants] = WeakKeyDictionary()
         self._work: queue.SimpleQueue[tuple[Query, int] | None] = queue.SimpleQueue()
         self._closed = False
+        self.version = 0
         self._thread = threading.Thread(target=self._compile_forever, name="nablad-compile", daemon=True)
         self._thread.start()
 
@@ -64,6 +69,14 @@ class ProgramCache:
             if entry.refused is not None:
                 raise entry.refused
             return dict(entry.programs)
+
+    def touch(self, query: Query) -> bool:
+        """Counts as a use of the query's programs; False if there are none any more."""
+        try:
+            self._entries.move_to_end(query)  # one operation of the interpreter: no lock is needed
+        except KeyError:
+            return False
+        return True
 
     def largest(self, query: Query) -> int | None:
         """The largest bucket worth asking for; None if none has failed."""
@@ -155,6 +168,7 @@ class ProgramCache:
             if self._closed or entry.refused is not None:
                 return False
             entry.largest = min(failed // 2, entry.largest or failed)
+            self.version += 1
             return True
 
     def _publish(self, query: Query, bucket: int, program: Program | None) -> list[Done]:
@@ -165,6 +179,7 @@ class ProgramCache:
                 self._count += bucket not in entry.programs
                 entry.programs[bucket] = program
             self._evict(query)
+            self.version += 1
             return entry.waiting.pop(bucket)
 
     def _evict(self, newest: Query) -> None:

@@ -51,8 +51,14 @@ def _array_bytes(jaxpr: Any) -> Iterator[int]:
         # Axes of size zero are left out: XLA multiplies sizes in order, and overflows before it comes to the zero.
         yield math.prod(size for size in shape if size) * getattr(dtype, "itemsize", 1)
     for equation in jaxpr.eqns:
-        for parameter in equation.params.values():
-            for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _array_bytes(inner)
+        for inner in inner_jaxprs(equation):
+            yield from _array_bytes(inner)
+
+
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an operation: of the functions it calls, and of the bodies of its loops."""
+    for parameter in equation.params.values():
+        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner

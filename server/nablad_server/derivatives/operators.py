@@ -8,7 +8,6 @@ tracing, so that a result too large is refused before any work.
 `wrt` inputs with the others held at the point.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -372,4 +371,4 @@ def result_specs(query: Query) -> tuple[tuple[ArraySpec, ...], ...]:
 def result_bytes(query: Query) -> int:
     """The bytes of the result for one point."""
     groups = result_specs(query)
-    return sum(math.prod(spec.shape) * spec.dtype.itemsize for group in groups for spec in group)
+    return sum(spec.bytes for group in groups for spec in group)

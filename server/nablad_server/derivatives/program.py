@@ -1,9 +1,9 @@
 """A Program: one query compiled for one bucket, that is, for a fixed number of points at a time."""
 
-import contextlib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from nablad.errors import CompileFailed, NabladError, NotDifferentiable
+from nablad.errors import CompileFailed, NabladError, NotDifferentiable, ResultTooLarge
 from nablad.tensors import Array
-from nablad_server.derivatives.memory import refuse_excess, refuse_overflow
+from nablad_server.derivatives.memory import inner_jaxprs, refuse_excess, refuse_overflow
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.precision import precision_of
@@ -23,6 +23,15 @@ HOISTED_BYTES = 64 * 1024
 """Constants that a function closes over are compiled in up to this size and passed as arguments above it: a large one
 makes each compilation slow and lies in memory once a program."""
 
+LOOP_SECONDS = 100e-6
+"""Batches that take longer than this are also compiled as a loop over their points, and the faster program is kept:
+what fits into the processor's caches one point at a time may not do so for all points at once."""
+
+TIMED_SECONDS = 50e-3
+"""A program is timed until it has run for so long, or thrice."""
+
+_Point = Callable[..., Sequence[Any]]
+"""A traced query at one point."""
 
 Constants = dict[tuple[tuple[int, ...], str, bytes], jax.Array]
 """Large constants on the device, by shape, dtype and a digest of their bytes."""
@@ -37,12 +46,14 @@ class Traced:
         jaxpr: the operations for one point.
         constants: the values of the jaxpr's constants, large ones on the device.
         groups: how many arrays each group of the result has.
+        calls_back: whether it calls Python code of the function's while it runs.
     """
 
     query: Query
     jaxpr: jax.extend.core.Jaxpr
     constants: tuple[Any, ...]
     groups: tuple[int, ...]
+    calls_back: bool
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,18 @@ class Program:
         executable: the compiled XLA program.
         hoisted: its constant arguments, on the device.
         groups: how many arrays each group of the result has.
+        seconds: what one execution takes, measured at a point of all ones.
+        strategy: how it goes about its points: `single`, `vmap` or `loop`.
+        calls_back: whether it calls Python code of the function's while it runs.
     """
 
     bucket: int
     executable: jax.stages.Compiled
     hoisted: tuple[Any, ...]
     groups: tuple[int, ...]
+    seconds: float
+    strategy: str
+    calls_back: bool
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Computes `bucket` points.
@@ -104,7 +121,7 @@ def trace(query: Query, constants: Constants) -> Traced:
             ) from error
         refuse_overflow(query, closed.jaxpr)
         placed = tuple(_placed(constant, query.wide, constants) for constant in closed.consts)
-    return Traced(query, closed.jaxpr, placed, tuple(groups))
+    return Traced(query, closed.jaxpr, placed, tuple(groups), _calls_back(closed.jaxpr))
 
 
 def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
@@ -125,12 +142,28 @@ def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
 
 
 def compile_program(traced: Traced, bucket: int, memory_limit: int) -> Program:
-    """Compiles a traced query for `bucket` points, and runs it once so that its first caller finds it warm.
+    """Compiles a traced query for `bucket` points, and runs it: its first caller finds it warm, and its cost is known.
 
     Raises:
         ResultTooLarge: an execution would need more than `memory_limit` bytes.
         CompileFailed: XLA refused it.
     """
+    if bucket == 1:
+        return _compiled(traced, bucket, "single", memory_limit)
+    try:
+        program = _compiled(traced, bucket, "vmap", memory_limit)
+    except ResultTooLarge:  # a loop needs the memory of one point at a time
+        return _compiled(traced, bucket, "loop", memory_limit)
+    if program.seconds < LOOP_SECONDS:
+        return program
+    try:
+        looped = _compiled(traced, bucket, "loop", memory_limit)
+    except NabladError:
+        return program
+    return min(program, looped, key=lambda candidate: candidate.seconds)
+
+
+def _compiled(traced: Traced, bucket: int, strategy: str, memory_limit: int) -> Program:
     query = traced.query
     hoisted = tuple(constant for constant in traced.constants if isinstance(constant, jax.Array))
 
@@ -141,11 +174,7 @@ def compile_program(traced: Traced, bucket: int, memory_limit: int) -> Program:
         def one(*point: Any) -> list[Any]:
             return list(jax.core.eval_jaxpr(traced.jaxpr, constants, *point))
 
-        if bucket == 1:  # without vmap: a matrix product stays one, instead of a batch of one
-            point = [array if common else array[0] for array, common in zip(arrays, query.shared, strict=True)]
-            return tuple(output[None] for output in one(*point))
-        axes = tuple(None if common else 0 for common in query.shared)
-        return tuple(jax.vmap(one, in_axes=axes, axis_size=bucket)(*arrays))
+        return STRATEGIES[strategy](one, query.shared, bucket, arrays)
 
     specs = [_with_points(spec, bucket, common) for spec, common in zip(query.arrays, query.shared, strict=True)]
     try:
@@ -158,12 +187,61 @@ def compile_program(traced: Traced, bucket: int, memory_limit: int) -> Program:
             metadata={"function": query.function.reference},
         ) from error
     refuse_excess(query, executable, bucket, memory_limit)
-    program = Program(bucket, executable, hoisted, traced.groups)
-    # What a function does at an arbitrary point (a callback that raises, say) is not the compiler's business.
-    with contextlib.suppress(Exception):
-        program.run([np.ones(spec.shape, spec.dtype) for spec in specs])
-    return program
+    program = Program(bucket, executable, hoisted, traced.groups, 0.0, strategy, traced.calls_back)
+    return replace(program, seconds=_timed(program, specs))
+
+
+def _timed(program: Program, specs: Sequence[jax.ShapeDtypeStruct]) -> float:
+    """The least time of a few executions; 0 if the function cannot be run at all ones."""
+    ones = [np.ones(spec.shape, spec.dtype) for spec in specs]
+    best, total = float("inf"), 0.0
+    try:
+        program.run(ones)
+        for _ in range(3):
+            started = time.perf_counter()
+            program.run(ones)
+            seconds = time.perf_counter() - started
+            best, total = min(best, seconds), total + seconds
+            if total > TIMED_SECONDS:
+                break
+    except Exception:  # what a function does at an arbitrary point (a callback that raises, say) is not the compiler's
+        return 0.0  # business
+    return best
+
+
+def _single(one: _Point, shared: tuple[bool, ...], _: int, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    # Without vmap a matrix product stays one, instead of a batch of one.
+    point = [array if common else array[0] for array, common in zip(arrays, shared, strict=True)]
+    return tuple(output[None] for output in one(*point))
+
+
+def _vmap(one: _Point, shared: tuple[bool, ...], bucket: int, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    axes = tuple(None if common else 0 for common in shared)
+    return tuple(jax.vmap(one, in_axes=axes, axis_size=bucket)(*arrays))
+
+
+def _loop(one: _Point, shared: tuple[bool, ...], _: int, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    own = tuple(array for array, common in zip(arrays, shared, strict=True) if not common)
+
+    def point(mine: Sequence[Any]) -> tuple[Any, ...]:
+        taken = iter(mine)
+        return tuple(one(*(array if common else next(taken) for array, common in zip(arrays, shared, strict=True))))
+
+    outputs: tuple[Any, ...] = jax.lax.map(point, own)
+    return outputs
+
+
+STRATEGIES = {"single": _single, "vmap": _vmap, "loop": _loop}
+"""How a program for one point becomes one for many."""
 
 
 def _with_points(spec: ArraySpec, bucket: int, shared: bool) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(spec.shape if shared else (bucket, *spec.shape), spec.dtype)
+
+
+def _calls_back(jaxpr: Any) -> bool:
+    """Whether Python code is called while the program runs."""
+    return any(
+        "callback" in equation.primitive.name or any(map(_calls_back, inner_jaxprs(equation)))
+        for equation in jaxpr.eqns
+    )

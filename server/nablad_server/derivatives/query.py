@@ -78,7 +78,7 @@ class Query:
     def argument_bytes(self) -> int:
         """The bytes of the arrays that each point has of its own."""
         pairs = zip(self.arrays, self.shared, strict=True)
-        return sum(spec.size * spec.dtype.itemsize for spec, common in pairs if not common)
+        return sum(spec.bytes for spec, common in pairs if not common)
 
     @functools.cached_property
     def wide(self) -> bool:

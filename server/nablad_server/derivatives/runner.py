@@ -1,22 +1,27 @@
-"""Runs batches of points: chooses buckets, joins the callers' bytes, calls the program, splits the results."""
+"""Runs batches of points: chooses programs, joins the callers' bytes, calls the programs, splits the results."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nablad.errors import FunctionFailed, NabladError, ResourceExhausted
 from nablad.tensors import Array
+from nablad_server.derivatives.buckets import cheapest, power_of_two_from
 from nablad_server.derivatives.cache import Done, ProgramCache
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.program import Program
 from nablad_server.derivatives.query import Query
 
-MAX_PIECES = 8
-"""A batch runs in at most so many pieces of a smaller bucket that is warm, rather than wait for a compilation."""
+COMPILE_SECONDS = 0.1
+"""About what a compilation takes: a batch runs through programs that fit badly, rather than wait for the one that fits,
+if that costs less."""
+
+MAX_REMEMBERED = 8192
+
+Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +29,65 @@ class Points:
     """Some points of one query: for every array the bytes of all the points, row-major, the points axis first."""
 
     count: int
-    data: tuple[bytes, ...]
+    data: tuple[Bytes, ...]
 
 
 class Results(NamedTuple):
-    """What the points gave: groups of arrays, the points axis first."""
+    """What the points gave: groups of arrays, the points axis first.
 
-    groups: tuple[tuple[Array, ...], ...]
+    Each array is in pieces, one for each execution that gave some of its points.
+    """
+
+    groups: tuple[tuple[tuple[Array, ...], ...], ...]
 
 
-Prepared = Callable[[Sequence[Points]], list[Results]]
-"""A batch that can run now: computes the points of all members together; the result of each, in order.
+class Prepared:
+    """A batch of so many points that can run now.
 
-Raises FunctionFailed if the computation raised an error, such as a callback's, and ResourceExhausted if the device ran
-out of memory.
-"""
+    Attributes:
+        points: how many points it is for.
+        computed: how many it computes, padding included.
+        seconds: what that takes, by the programs' own measure.
+        calls_back: whether Python code of the function's is called meanwhile.
+    """
+
+    __slots__ = ("_programs", "_query", "calls_back", "computed", "points", "seconds")
+
+    def __init__(self, query: Query, points: int, programs: Sequence[Program], seconds: float) -> None:
+        self._query = query
+        self._programs = programs
+        self.points = points
+        self.computed = sum(program.bucket for program in programs)
+        self.seconds = seconds
+        self.calls_back = programs[0].calls_back
+
+    def __call__(self, members: Sequence[Points]) -> list[Results]:
+        """Computes the points of all members together; the result of each, in order.
+
+        Raises:
+            FunctionFailed: the computation raised an error, such as a callback's.
+            ResourceExhausted: the device ran out of memory.
+        """
+        query, programs = self._query, self._programs
+        total = members[0].count if len(members) == 1 else sum([member.count for member in members])
+        if total != self.points:
+            raise ValueError(f"prepared for {self.points} points, called with {total}")
+        arrays = _joined(query, members, self.computed - total)
+        try:
+            if len(programs) == 1:
+                outputs = [programs[0].run(arrays)]
+            else:
+                outputs, start = [], 0
+                for program in programs:
+                    stop = start + program.bucket
+                    outputs.append(program.run([
+                        array if common else array[start:stop]
+                        for array, common in zip(arrays, query.shared, strict=True)
+                    ]))  # fmt: skip
+                    start = stop
+        except Exception as error:
+            raise _execution_failed(query, error) from error
+        return _split(outputs, programs, members)
 
 
 class DerivativeRunner:
@@ -55,64 +104,58 @@ class DerivativeRunner:
         self._cache = cache
         self._max_bucket = max_bucket
         self._max_batch_bytes = max_batch_bytes
+        self._ready: dict[tuple[Query, int], Prepared] = {}  # for as long as the cache's programs stay what they are
+        self._version = -1
 
     def prepare(self, query: Query, points: int, done: Done) -> Prepared | None:
         """What runs `points` points of a query; None if that is being compiled: then `done` will be called.
 
-        A bucket that does not fit well is used all the same, while the one that does is compiled behind it.
+        Buckets that do not fit well are used all the same, while the one that does is compiled behind them.
 
         Raises:
             NabladError: the query is known not to compile, or the compile queue is full.
         """
+        if self._version != self._cache.version:
+            self._version = self._cache.version  # first: what is published meanwhile makes us forget once more
+            self._ready = {}
+        ready = self._ready
+        prepared = ready.get((query, points))
+        if prepared is not None and self._cache.touch(query):
+            return prepared
+        prepared, final = self._prepare(query, points, done)
+        if prepared is not None and final and len(ready) < MAX_REMEMBERED:
+            ready[query, points] = prepared
+        return prepared
+
+    def _prepare(self, query: Query, points: int, done: Done) -> tuple[Prepared | None, bool]:
+        """As `prepare`; and whether the answer will be the same until the cache changes."""
         wanted = self._bucket(query, points)
         programs = self._cache.buckets(query)
-        program = programs.get(wanted)
-        if program is None:
+        if wanted not in programs:
             wanted = min(wanted, self._cache.largest(query) or wanted)
-            program = programs.get(wanted)
-        if program is None:
-            usable = [bucket for bucket in programs if bucket > wanted or -(-points // bucket) <= MAX_PIECES]
-            if not usable:
+        if not programs:
+            self._cache.request(query, wanted, done)
+            return None, False
+        chosen, seconds = cheapest(points, {bucket: program.seconds for bucket, program in programs.items()})
+        final = wanted in programs
+        if not final:
+            # A larger bucket costs little more; many executions of smaller ones may not be worth it.
+            if seconds > COMPILE_SECONDS and not any(bucket > wanted for bucket in programs):
                 self._cache.request(query, wanted, done)
-                return None
+                return None, False
             with contextlib.suppress(NabladError):  # an improvement, not a need
                 self._cache.request(query, wanted, _nobody_waits)
-            larger = [bucket for bucket in usable if bucket > wanted]
-            program = programs[min(larger) if larger else max(usable)]
-        return functools.partial(_run, query, program)
+        return Prepared(query, points, [programs[bucket] for bucket in chosen], seconds), final
 
     def _bucket(self, query: Query, points: int) -> int:
         """The bucket for so many points: the next power of two, within the limits."""
         fitting = self._max_batch_bytes // max(1, query.argument_bytes + result_bytes(query))
         limit = max(1, min(self._max_bucket, fitting))
-        return min(_power_of_two_from(points), 1 << (limit.bit_length() - 1))
-
-
-def _run(query: Query, program: Program, members: Sequence[Points]) -> list[Results]:
-    total = sum(member.count for member in members)
-    bucket = program.bucket
-    starts = range(0, total, bucket)
-    arrays = _joined(query, members, len(starts) * bucket - total)
-    try:
-        outputs = [
-            program.run([
-                array if common else array[start : start + bucket]
-                for array, common in zip(arrays, query.shared, strict=True)
-            ])
-            for start in starts
-        ]  # fmt: skip
-    except Exception as error:
-        raise _execution_failed(query, error) from error
-    whole = outputs[0] if len(outputs) == 1 else [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
-    return _split(whole, program.groups, members)
+        return min(power_of_two_from(points), 1 << (limit.bit_length() - 1))
 
 
 def _nobody_waits(error: NabladError | None, seconds: float) -> None:
     """Nobody waits for a bucket that is only an improvement."""
-
-
-def _power_of_two_from(points: int) -> int:
-    return 1 << (points - 1).bit_length()
 
 
 def _joined(query: Query, members: Sequence[Points], padding: int) -> list[Array]:
@@ -120,36 +163,63 @@ def _joined(query: Query, members: Sequence[Points], padding: int) -> list[Array
 
     Padding repeats a real point, because zeros would make infinities and NaN in functions that cannot take them.
     """
+    alone = len(members) == 1
+    count = padding + (members[0].count if alone else sum([member.count for member in members]))
     arrays = []
     for index, (spec, common) in enumerate(zip(query.arrays, query.shared, strict=True)):
         if common:
-            arrays.append(_view(members[0].data[index], spec.dtype, spec.shape))
+            arrays.append(np.frombuffer(members[0].data[index], spec.dtype).reshape(spec.shape))
             continue
-        parts = [member.data[index] for member in members]
-        if padding:
-            size = spec.size * spec.dtype.itemsize
-            parts += [parts[-1][len(parts[-1]) - size :]] * padding
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        count = sum(member.count for member in members) + padding
-        arrays.append(_view(data, spec.dtype, (count, *spec.shape)))
+        data: Bytes
+        if alone and not padding:
+            data = members[0].data[index]
+        else:
+            parts = [member.data[index] for member in members]
+            if padding:
+                last = parts[-1]
+                parts += [last[len(last) - spec.bytes :]] * padding
+            data = b"".join(parts)
+        arrays.append(np.frombuffer(data, spec.dtype).reshape((count, *spec.shape)))
     return arrays
 
 
-def _view(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _split(outputs: Sequence[Array], groups: Sequence[int], members: Sequence[Points]) -> list[Results]:
+def _split(outputs: Sequence[Sequence[Array]], programs: Sequence[Program], members: Sequence[Points]) -> list[Results]:
+    """Each member's share of what the executions gave, without copying."""
+    groups = programs[0].groups
+    if len(outputs) == 1:
+        return _split_one(outputs[0], groups, members)
     results, start = [], 0
     for member in members:
-        mine = [output[start : start + member.count] for output in outputs]
-        start += member.count
-        grouped, position = [], 0
-        for size in groups:
-            grouped.append(tuple(mine[position : position + size]))
-            position += size
-        results.append(Results(tuple(grouped)))
+        stop = start + member.count
+        flat: list[tuple[Array, ...]] = []
+        for position in range(len(outputs[0])):
+            pieces, first = [], 0
+            for output, program in zip(outputs, programs, strict=True):
+                low, high = max(start, first) - first, min(stop, first + program.bucket) - first
+                if low < high:
+                    pieces.append(output[position][low:high])
+                first += program.bucket
+            flat.append(tuple(pieces))
+        results.append(_grouped(flat, groups))
+        start = stop
     return results
+
+
+def _split_one(outputs: Sequence[Array], groups: Sequence[int], members: Sequence[Points]) -> list[Results]:
+    results, start = [], 0
+    for member in members:
+        stop = start + member.count
+        results.append(_grouped([(output[start:stop],) for output in outputs], groups))
+        start = stop
+    return results
+
+
+def _grouped(flat: Sequence[tuple[Array, ...]], groups: Sequence[int]) -> Results:
+    grouped, position = [], 0
+    for size in groups:
+        grouped.append(tuple(flat[position : position + size]))
+        position += size
+    return Results(tuple(grouped))
 
 
 def _without_traceback(text: str) -> str:

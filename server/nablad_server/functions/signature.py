@@ -1,5 +1,6 @@
 """What a function takes and gives, and whether given tensors fit: the one place that compares shapes and dtypes."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,11 @@ class ArraySpec:
     def size(self) -> int:
         """How many elements it has."""
         return math.prod(self.shape)
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        """How many bytes it has."""
+        return self.size * self.dtype.itemsize
 
     @property
     def differentiable(self) -> bool:

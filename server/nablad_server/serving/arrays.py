@@ -15,13 +15,23 @@ Tensors = Sequence[tensor_pb2.NamedTensor]
 
 
 class RequestArray(NamedTuple):
-    """One tensor of a request: its spec for one point, its bytes, and whether it is batched."""
+    """One tensor of a request.
+
+    Attributes:
+        spec: its shape and dtype, for one point.
+        data: its elements.
+        batched: whether they run over points.
+        points: over how many.
+        field: its path in the request.
+        converted: whether the elements are not those of the request any more.
+    """
 
     spec: ArraySpec
     data: bytes
     batched: bool
     points: int
     field: str
+    converted: bool = False
 
 
 def by_name(
@@ -66,7 +76,9 @@ def narrowed(array: RequestArray) -> RequestArray:
             "carried when no floating-point input is float64; send a float64 input, or smaller integers",
             field=f"{array.field}.tensor.data",
         )
-    return array._replace(spec=ArraySpec(array.spec.shape, narrow), data=values.astype(narrow).tobytes())
+    return array._replace(
+        spec=ArraySpec(array.spec.shape, narrow), data=values.astype(narrow).tobytes(), converted=True
+    )
 
 
 def vectors_like(
@@ -101,10 +113,10 @@ def vectors_like(
                 f"the vector for {names[index]!r} is {array.spec.dtype.name}; expected a floating-point dtype",
                 field=f"{array.field}.tensor.dtype",
             )
-        data = array.data
         if array.spec.dtype != wanted.dtype:
-            data = np.frombuffer(data, array.spec.dtype).astype(wanted.dtype).tobytes()
-        vectors.append(array._replace(spec=ArraySpec(array.spec.shape, wanted.dtype), data=data))
+            data = np.frombuffer(array.data, array.spec.dtype).astype(wanted.dtype).tobytes()
+            array = array._replace(spec=ArraySpec(array.spec.shape, wanted.dtype), data=data, converted=True)  # noqa: PLW2901 - it stands for the same tensor
+        vectors.append(array)
     return tuple(vectors), stack
 
 

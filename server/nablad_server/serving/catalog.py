@@ -1,4 +1,4 @@
-"""CatalogService: what functions there are."""
+"""CatalogService: what functions there are, and how they were used."""
 
 import grpc
 
@@ -11,15 +11,16 @@ from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
 from nablad_server.serving.endpoint import endpoint
 from nablad_server.serving.gate import Gate
+from nablad_server.serving.statistics import Statistics
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000
 
 
-def catalog_service(registry: Registry, gate: Gate) -> grpc.GenericRpcHandler:
+def catalog_service(registry: Registry, statistics: Statistics, gate: Gate) -> grpc.GenericRpcHandler:
     """The service's handlers."""
 
-    def list_functions(request: pb.ListFunctionsRequest, _: grpc.ServicerContext) -> pb.ListFunctionsResponse:
+    def list_functions(request: pb.ListFunctionsRequest) -> pb.ListFunctionsResponse:
         functions = registry.latest()
         names = [function.name for function in functions]
         start = 0
@@ -36,12 +37,17 @@ def catalog_service(registry: Registry, gate: Gate) -> grpc.GenericRpcHandler:
             next_page_token=names[end] if end < len(names) else "",
         )
 
-    def describe_function(request: pb.DescribeFunctionRequest, _: grpc.ServicerContext) -> pb.DescribeFunctionResponse:
+    def describe_function(request: pb.DescribeFunctionRequest) -> pb.DescribeFunctionResponse:
         return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
+
+    def get_statistics(request: pb.GetStatisticsRequest) -> pb.GetStatisticsResponse:
+        function = registry.get(request.function).reference if request.function else ""
+        return pb.GetStatisticsResponse(statistics=statistics.messages(function))
 
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
         "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
+        "GetStatistics": endpoint("GetStatistics", pb.GetStatisticsRequest, get_statistics, gate),
     }
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 

@@ -1,12 +1,23 @@
 """Requests → queries and bytes. Everything that can be wrong with a request is found here, before any work.
 
-Each method of Decoder reads one kind of request. Errors name the field of the request that is to blame.
+Each method of Decoder reads one kind of request. Errors name the field of the request that is to blame. A message that
+differs from an earlier one in nothing but the elements of its tensors is not parsed: see `Decoder.read`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from nablad.errors import InvalidBatch, InvalidOption, InvalidVector, MissingInput, ResultTooLarge, UnknownInput
+from google.protobuf.message import DecodeError, Message
+
+from nablad.errors import (
+    InvalidBatch,
+    InvalidOption,
+    InvalidVector,
+    MalformedRequest,
+    MissingInput,
+    ResultTooLarge,
+    UnknownInput,
+)
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.operators import MAX_ORDER, result_bytes
@@ -15,7 +26,9 @@ from nablad_server.derivatives.runner import Points
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_direction, listed, narrowed, near
+from nablad_server.serving.layout import Layout
 from nablad_server.serving.subject import Subject
+from nablad_server.serving.wire import Template, tensor_bytes
 
 _ADVICE = {
     function_pb2.OPERATOR_JACOBIAN: "ask for fewer outputs or inputs in wrt, or use Jvp or Vjp",
@@ -33,14 +46,36 @@ class Decoded(NamedTuple):
     Attributes:
         query: what to compute.
         points: the arrays.
-        batched: whether the response has a points axis.
-        outputs: the names of the query's outputs.
+        layout: how to write the response.
+        fields: for every array the path of its tensor in the request; None if what was concluded from the request
+            depends on the elements, too.
     """
 
     query: Query
     points: Points
-    batched: bool
-    outputs: tuple[str, ...]
+    layout: Layout
+    fields: tuple[str, ...] | None = None
+
+
+class Kind(NamedTuple):
+    """One kind of request: its message, and the method of Decoder that reads it."""
+
+    request: type[Message]
+    decode: "Callable[[Decoder, Any], Decoded]"
+
+
+MAX_TEMPLATES = 4096
+MAX_TEMPLATES_OF_A_LENGTH = 8
+MAX_TEMPLATE_BYTES = 4096
+COPIED_BYTES = 4096
+"""Up to this size a tensor's elements are copied out of the message; those of larger ones are looked at in place."""
+
+
+class _Known(NamedTuple):
+    template: Template
+    query: Query
+    points: int
+    layout: Layout
 
 
 class Decoder:
@@ -51,6 +86,57 @@ class Decoder:
         self._registry = registry
         self._max_points = max_points
         self._max_result_bytes = max_result_bytes
+        self._known: dict[tuple[type[Message], int], list[_Known]] = {}
+        self._layouts: dict[tuple[Query, bool], Layout] = {}
+
+    def read(self, kind: Kind, message: bytes, start: int, stop: int) -> Decoded:
+        """Reads the request message[start:stop].
+
+        Callers repeat themselves: a request mostly equals an earlier one in all but the elements of its tensors. What
+        was concluded from that one then holds for this one too, and all that is left to do is to find the elements.
+
+        Raises:
+            MalformedRequest: the bytes are not a message of this kind.
+            NabladError: as the kind's own method.
+        """
+        for known in self._known.get((kind.request, stop - start), ()):
+            if known.template.fits(message, start):
+                data = []
+                for low, high in known.template.holes:
+                    first, last = start + low, start + high
+                    data.append(
+                        message[first:last] if last - first <= COPIED_BYTES else memoryview(message)[first:last]
+                    )
+                return Decoded(known.query, Points(known.points, tuple(data)), known.layout)
+        try:
+            request = kind.request.FromString(message[start:stop])
+        except DecodeError as error:
+            raise MalformedRequest(
+                f"{stop - start} bytes are not a well-formed {kind.request.DESCRIPTOR.full_name}: {error}"
+            ) from None
+        decoded = kind.decode(self, request)
+        self._remember(kind, message, start, stop, decoded)
+        return decoded
+
+    def _remember(self, kind: Kind, message: bytes, start: int, stop: int, decoded: Decoded) -> None:
+        """Keeps what a request came to, if requests that differ in the elements of tensors alone come to the same."""
+        query, points, layout, paths = decoded
+        if paths is None:
+            return
+        try:
+            found = tensor_bytes(message, start, stop, kind.request.DESCRIPTOR)
+            holes = [found[f"{path}.tensor.data"] for path in paths]
+        except (ValueError, KeyError):  # framed in a way that the library puts together, or without elements
+            return
+        template = Template(message, start, stop, holes)
+        if template.size > MAX_TEMPLATE_BYTES:
+            return
+        if len(self._known) >= MAX_TEMPLATES:
+            self._known.clear()
+        alike = self._known.setdefault((kind.request, stop - start), [])
+        if len(alike) >= MAX_TEMPLATES_OF_A_LENGTH:
+            alike.pop()
+        alike.insert(0, _Known(template, query, points.count, layout))
 
     def evaluate(self, request: pb.EvaluateRequest) -> Decoded:
         """Reads an EvaluateRequest. Raises InvalidArgument, NotFound, FailedPrecondition or OutOfRange."""
@@ -134,7 +220,7 @@ class Decoder:
             subject, vectors, function_pb2.OPERATOR_DIRECTIONAL_DERIVATIVE, outputs, wrt=indices, vectors=indices
         )
         check_direction(vectors, decoded.points.count)
-        return decoded
+        return decoded._replace(fields=None)
 
     def derivative(self, request: pb.DerivativeRequest) -> Decoded:
         """Reads a DerivativeRequest; raises as `evaluate` does."""
@@ -197,7 +283,17 @@ class Decoder:
                 metadata={"bytes": str(total), "limit": str(self._max_result_bytes)},
             )
         points = Points(count or 1, tuple(array.data for array in arrays))
-        return Decoded(query, points, count is not None, tuple(subject.outputs[index][0] for index in outputs))
+        key = (query, count is not None)
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) >= MAX_TEMPLATES:
+                self._layouts.clear()
+            names = tuple(subject.outputs[index][0] for index in outputs)
+            layout = self._layouts[key] = Layout(query, count is not None, names)
+        # Equal queries become one and the same, so that looking for what is known about it is a matter of identity.
+        literal = any(array.converted or array.spec.dtype.kind == "b" for array in arrays)
+        fields = None if literal else tuple(array.field for array in arrays)
+        return Decoded(layout.query, points, layout, fields)
 
     def _count(self, arrays: Sequence[RequestArray]) -> int | None:
         """The number of points; None if nothing is batched."""

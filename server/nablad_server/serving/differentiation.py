@@ -1,85 +1,60 @@
-"""DifferentiationService: each RPC is a row, decode → run → encode."""
+"""DifferentiationService on the fast transport: a unary call for each operator, and Pipeline."""
 
-import functools
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import grpc
-from google.protobuf.message import Message
-
+from nablad.errors import MalformedRequest, NabladError
 from nablad.v1 import differentiation_pb2 as pb
-from nablad_server.batching.batcher import Batcher
-from nablad_server.batching.ticket import Outcome, Ticket
-from nablad_server.serving import encode
-from nablad_server.serving.decode import Decoded, Decoder
-from nablad_server.serving.endpoint import endpoint
-from nablad_server.serving.gate import Gate
+from nablad_server.batching.ticket import Ticket
+from nablad_server.serving.layout import Part
+from nablad_server.serving.pipeline import Pipeline, Window
+from nablad_server.serving.transport import Call, Handler
+from nablad_server.serving.work import KINDS, Desk
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DifferentiationService"]
-DAY = 86400.0
 
 
-class Rpc(NamedTuple):
-    """How one RPC is answered."""
+def methods(desk: Desk, window: Window) -> dict[str, Callable[[Call], Handler]]:
+    """For each RPC, by its full name, what makes a handler for a call."""
 
-    request: type[Message]
-    decode: Callable[[Decoder, Any], Decoded]
-    encode: Callable[[Decoded, Outcome], Message]
+    def unary(name: str) -> Callable[[Call], Handler]:
+        return lambda call: Unary(name, call, desk)
 
-
-RPCS = {
-    "Evaluate": Rpc(pb.EvaluateRequest, Decoder.evaluate, encode.evaluate),
-    "Gradient": Rpc(pb.GradientRequest, Decoder.gradient, encode.gradient),
-    "Jacobian": Rpc(pb.JacobianRequest, Decoder.jacobian, encode.jacobian),
-    "Hessian": Rpc(pb.HessianRequest, Decoder.hessian, encode.hessian),
-    "Hvp": Rpc(pb.HvpRequest, Decoder.hvp, encode.hvp),
-    "Jvp": Rpc(pb.JvpRequest, Decoder.jvp, encode.jvp),
-    "Vjp": Rpc(pb.VjpRequest, Decoder.vjp, encode.vjp),
-    "DirectionalDerivative": Rpc(
-        pb.DirectionalDerivativeRequest, Decoder.directional_derivative, encode.directional_derivative
-    ),
-    "Derivative": Rpc(pb.DerivativeRequest, Decoder.derivative, encode.derivative),
-}
+    found: dict[str, Callable[[Call], Handler]] = {f"/{SERVICE.full_name}/{name}": unary(name) for name in KINDS}
+    found[f"/{SERVICE.full_name}/Pipeline"] = lambda call: Pipeline(call, desk, window)
+    return found
 
 
-def ticket_of(decoded: Decoded, deadline: float = float("inf")) -> Ticket:
-    """The ticket for a decoded request; the deadline is on time.monotonic's clock."""
-    return Ticket(
-        key=decoded.query,
-        payload=decoded.points,
-        points=decoded.points.count,
-        size=sum(map(len, decoded.points.data)),
-        alone=any(decoded.query.shared),
-        deadline=deadline,
-    )
+class Unary:
+    """One unary call."""
 
+    __slots__ = ("_call", "_desk", "_name", "_ticket")
 
-def _cancel(batcher: Batcher, ticket: Ticket) -> None:
-    batcher.cancel(ticket)
+    def __init__(self, name: str, call: Call, desk: Desk) -> None:
+        self._name = name
+        self._call = call
+        self._desk = desk
+        self._ticket: Ticket | None = None
 
+    def received(self, message: bytes | None) -> None:
+        """The request has come."""
+        if message is None:
+            self._call.end(MalformedRequest("the call ended without a request"))
+            return
+        self._ticket = self._desk.take(
+            self._name, message, 0, len(message),
+            deadline=self._call.deadline, written=self._written, failed=self._call.end,
+        )  # fmt: skip
 
-def _deadline(context: grpc.ServicerContext) -> float:
-    """The call's deadline on time.monotonic's clock; one too far off to count with is none."""
-    remaining = context.time_remaining()
-    return float("inf") if remaining is None or remaining > DAY else time.monotonic() + remaining
+    def sent(self) -> None:
+        """Nothing follows the response."""
 
+    def closed(self) -> None:
+        """The caller has the response, or went away: then what was not begun need not be."""
+        if self._ticket is not None:
+            self._desk.cancel(self._ticket)
 
-def differentiation_service(decoder: Decoder, batcher: Batcher, gate: Gate) -> grpc.GenericRpcHandler:
-    """The service's handlers."""
+    def _written(self, parts: list[Part], _: int) -> None:
+        self._call.answer(b"".join(parts))
 
-    def responder(rpc: Rpc) -> Callable[[Message, grpc.ServicerContext], Message]:
-        def respond(request: Message, context: grpc.ServicerContext) -> Message:
-            decoded = rpc.decode(decoder, request)
-            ticket = ticket_of(decoded, _deadline(context))
-            # Called when the caller goes away, and harmlessly at the end of every call.
-            if not context.add_callback(functools.partial(_cancel, batcher, ticket)):
-                _cancel(batcher, ticket)
-            return rpc.encode(decoded, batcher.call(ticket, gate.parked))
-
-        return respond
-
-    return grpc.method_handlers_generic_handler(
-        SERVICE.full_name,
-        {name: endpoint(name, rpc.request, responder(rpc), gate) for name, rpc in RPCS.items()},
-    )
+    def dismiss(self, error: NabladError) -> None:
+        """It will be answered, or its caller has been told."""

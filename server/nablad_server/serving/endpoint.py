@@ -1,4 +1,4 @@
-"""What surrounds every RPC: parsing, readiness, and exceptions → statuses.
+"""What surrounds every RPC of grpc.server: parsing, readiness, and exceptions → statuses.
 
 Handlers take and give bytes, so that a malformed message is answered by this service, with a reason, instead of by the
 transport as its own internal error.
@@ -22,27 +22,23 @@ log = structlog.get_logger("nablad")
 
 
 def endpoint(
-    name: str,
-    request_type: type[_Request],
-    respond: Callable[[_Request, grpc.ServicerContext], Message],
-    gate: Gate,
+    name: str, request_type: type[_Request], respond: Callable[[_Request], Message], gate: Gate
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """A unary RPC's handler.
 
     `respond` computes the response or raises a NabladError, which becomes the call's status; any other exception is a
-    defect of this server, answered with INTERNAL and a request id that stands in the log beside the traceback.
+    defect of this server.
     """
 
     def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            with gate:
-                return respond(_parsed(request_type, data), context).SerializeToString()
-        except NabladError as error:
-            failed = error
-            if isinstance(error, Internal):
-                failed = _reported(name, error)
-        except Exception as error:
-            failed = _reported(name, error)
+        failed = gate.enter()
+        if failed is None:
+            try:
+                return respond(_parsed(request_type, data)).SerializeToString()
+            except Exception as error:
+                failed = reported(name, error)
+            finally:
+                gate.leave()
         context.abort_with_status(rpc_status.to_status(to_status(failed)))
         raise AssertionError("abort_with_status raises")
 
@@ -58,7 +54,10 @@ def _parsed(request_type: type[_Request], data: bytes) -> _Request:
         ) from None
 
 
-def _reported(name: str, error: Exception) -> Internal:
+def reported(name: str, error: Exception) -> NabladError:
+    """The error for the caller: a defect of this server becomes INTERNAL, with a request id that the log bears too."""
+    if isinstance(error, NabladError) and not isinstance(error, Internal):
+        return error
     request_id = uuid.uuid4().hex
     log.error("internal error", rpc=name, request_id=request_id, exc_info=error)
     return Internal(

@@ -1,15 +1,18 @@
 """Compiling programs before the first caller needs them, by making the very calls that callers will make."""
 
+import queue
 from typing import Any
 
 import numpy as np
 
+from nablad.errors import NabladError
 from nablad.tensors import DTYPES, to_tensor
 from nablad.v1 import tensor_pb2
 from nablad_server.batching.batcher import Batcher
+from nablad_server.batching.ticket import Outcome
 from nablad_server.functions.function import Function, Warm
 from nablad_server.serving.decode import Decoder
-from nablad_server.serving.differentiation import RPCS, ticket_of
+from nablad_server.serving.work import KINDS, ticket_of
 
 
 def warm_up(function: Function, warm: Warm, decoder: Decoder, batcher: Batcher) -> None:
@@ -20,7 +23,7 @@ def warm_up(function: Function, warm: Warm, decoder: Decoder, batcher: Batcher) 
         NabladError: the function does not allow the operator, or it fails.
     """
     name = "".join(word.capitalize() for word in warm.operator.split("_"))
-    if name not in RPCS:
+    if name not in KINDS:
         raise ValueError(f"cannot warm {function.reference}: there is no operator {warm.operator!r}")
     dtypes = {dtype.name: dtype for dtype in DTYPES.values()}
     symbols = function.signature.symbols
@@ -30,9 +33,13 @@ def warm_up(function: Function, warm: Warm, decoder: Decoder, batcher: Batcher) 
             f"for each of {list(symbols)} and a dtype such as float64"
         )
     for points in warm.points:
-        rpc = RPCS[name]
-        request = _request(rpc.request(function=function.reference), function, warm, dtypes[warm.dtype], points)
-        batcher.call(ticket_of(rpc.decode(decoder, request)))
+        kind = KINDS[name]
+        request = _request(kind.request(function=function.reference), function, warm, dtypes[warm.dtype], points)
+        done: queue.SimpleQueue[Outcome | NabladError] = queue.SimpleQueue()
+        batcher.take([ticket_of(kind.decode(decoder, request), done.put)])
+        outcome = done.get()
+        if isinstance(outcome, NabladError):
+            raise outcome
 
 
 def _request(request: Any, function: Function, warm: Warm, dtype: np.dtype[Any], points: int) -> Any:

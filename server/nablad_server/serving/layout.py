@@ -1,0 +1,171 @@
+"""Results → responses. A Layout knows all of a response but the elements of its tensors and how it came about.
+
+A response is put together from parts that are copied once, when they are joined: the bytes around the tensors, which
+are the same for every response of one query and number of points, and the arrays as they lie in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import Message
+
+from nablad.tensors import NUMBERS, Array
+from nablad.v1 import differentiation_pb2 as pb
+from nablad.v1 import function_pb2
+from nablad_server.batching.ticket import Outcome
+from nablad_server.derivatives.operators import result_specs
+from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.runner import Results
+from nablad_server.functions.signature import ArraySpec
+from nablad_server.serving.wire import delimited, prefix, tag, varint
+
+Part = bytes | memoryview
+Names = tuple[str, ...]
+"""What a tensor of a response is named by: an output or an input; or a row and a column."""
+
+EXECUTION = pb.GradientResponse.DESCRIPTOR.fields_by_name["execution"].number
+"""The number of the field `execution`, in every response."""
+
+MAX_COUNTS = 64
+"""For so many numbers of points a layout remembers the bytes around the tensors."""
+
+
+class _Frame(NamedTuple):
+    """The bytes around one tensor's elements, and how many bytes it is in all; with the flag non_finite or without."""
+
+    before: bytes
+    after: bytes
+    length: int
+
+
+class Layout:
+    """How the responses to one query are written.
+
+    Attributes:
+        query: what is answered.
+        batched: whether the responses have a points axis.
+    """
+
+    def __init__(self, query: Query, batched: bool, outputs: Sequence[str]) -> None:
+        """`outputs` are the names of the query's outputs."""
+        self.query = query
+        self.batched = batched
+        message, groups = RESPONSES[query.operator]
+        groups = DIAGONAL if query.diagonal else groups
+        self._groups = [
+            (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
+            for (field, named), specs in zip(groups.items(), result_specs(query), strict=True)
+        ]
+        self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
+
+    def write(self, outcome: Outcome) -> tuple[list[Part], int]:
+        """The response's parts, and how many bytes they are together."""
+        results: Results = outcome.result
+        count = sum([len(piece) for piece in results.groups[0][0]])
+        frames = self._frames.get(count)
+        if frames is None:
+            if len(self._frames) >= MAX_COUNTS:
+                self._frames.clear()
+            frames = self._frames[count] = self._framed(count)
+        parts: list[Part] = []
+        length = 0
+        for tensors, group in zip(frames, results.groups, strict=True):
+            for (finite, flagged), pieces in zip(tensors, group, strict=True):
+                before, after, size = flagged if any(map(_non_finite, pieces)) else finite
+                parts.append(before)
+                parts.extend(map(_elements, pieces))
+                parts.append(after)
+                length += size
+        execution = pb.Execution(
+            function=self.query.function.reference,
+            batch_points=outcome.batch_points,
+            queue_nanoseconds=int(outcome.queue_seconds * 1e9),
+            compile_nanoseconds=int(outcome.compile_seconds * 1e9),
+            compute_nanoseconds=int(outcome.compute_seconds * 1e9),
+        ).SerializeToString()
+        framed = prefix(EXECUTION, len(execution)) + execution
+        parts.append(framed)
+        return parts, length + len(framed)
+
+    def _framed(self, count: int) -> list[list[tuple[_Frame, _Frame]]]:
+        return [
+            [
+                (self._frame(number, label, spec, count, False), self._frame(number, label, spec, count, True))
+                for label, spec in zip(names, specs, strict=True)
+            ]
+            for number, names, specs in self._groups
+        ]
+
+    def _frame(self, number: int, names: Names, spec: ArraySpec, count: int, non_finite: bool) -> _Frame:
+        """The bytes around the elements of a NamedTensor (one name) or a Block (two)."""
+        shape = (count, *spec.shape) if self.batched else spec.shape
+        size = spec.bytes * count
+        head = b"".join(delimited(field, name.encode()) for field, name in enumerate(names, 1) if name)
+        sizes = b"".join(varint(axis) for axis in shape)
+        tensor = tag(1, 0) + varint(NUMBERS[spec.dtype])
+        tensor += delimited(2, sizes) if sizes else b""
+        tensor += prefix(3, size) if size else b""
+        after = tag(len(names) + 2, 0) + b"\1" if self.batched else b""
+        after += tag(len(names) + 3, 0) + b"\1" if non_finite else b""
+        before = head + prefix(len(names) + 1, len(tensor) + size) + tensor
+        length = len(before) + size + len(after)
+        framed = prefix(number, length)
+        return _Frame(framed + before, after, len(framed) + length)
+
+
+def _elements(array: Array) -> Part:
+    if array.dtype.kind == "V":  # bfloat16, which numpy does not know and will not lend as a buffer
+        array = array.view(np.uint16)
+    return array.data if array.flags.c_contiguous else array.tobytes()
+
+
+def _non_finite(array: Array) -> bool:
+    # Of the dtypes on the wire only bfloat16, which numpy does not know, has the kind "V".
+    return array.dtype.kind in "fcV" and not np.isfinite(array).all()
+
+
+_Named = Callable[[Query, Sequence[str]], list[Names]]
+
+
+def _outputs(_: Query, outputs: Sequence[str]) -> list[Names]:
+    return [(name,) for name in outputs]
+
+
+def _wrt(query: Query, _: Sequence[str]) -> list[Names]:
+    return [(name,) for name in _inputs(query, query.wrt)]
+
+
+def _jacobian(query: Query, outputs: Sequence[str]) -> list[Names]:
+    return [(row, column) for row in outputs for column in _inputs(query, query.wrt)]
+
+
+def _hessian(query: Query, _: Sequence[str]) -> list[Names]:
+    return [(row, column) for row in _inputs(query, query.wrt) for column in _inputs(query, query.columns)]
+
+
+def _inputs(query: Query, indices: Sequence[int]) -> list[str]:
+    return [query.function.signature.inputs[index].name for index in indices]
+
+
+RESPONSES: dict[int, tuple[type[Message], dict[str, _Named]]] = {
+    function_pb2.OPERATOR_EVALUATE: (pb.EvaluateResponse, {"values": _outputs}),
+    function_pb2.OPERATOR_GRADIENT: (pb.GradientResponse, {"values": _outputs, "gradients": _wrt}),
+    function_pb2.OPERATOR_JACOBIAN: (pb.JacobianResponse, {"values": _outputs, "blocks": _jacobian}),
+    function_pb2.OPERATOR_HESSIAN: (
+        pb.HessianResponse,
+        {"values": _outputs, "gradients": _wrt, "blocks": _hessian},
+    ),
+    function_pb2.OPERATOR_HVP: (pb.HvpResponse, {"values": _outputs, "gradients": _wrt, "products": _wrt}),
+    function_pb2.OPERATOR_JVP: (pb.JvpResponse, {"values": _outputs, "products": _outputs}),
+    function_pb2.OPERATOR_VJP: (pb.VjpResponse, {"values": _outputs, "products": _wrt}),
+    function_pb2.OPERATOR_DIRECTIONAL_DERIVATIVE: (
+        pb.DirectionalDerivativeResponse,
+        {"values": _outputs, "derivative": _outputs, "steepest_ascent": _wrt, "max_rate": _outputs},
+    ),
+    function_pb2.OPERATOR_DERIVATIVE: (pb.DerivativeResponse, {"values": _outputs, "derivatives": _outputs}),
+}
+"""For each operator its response, and for each group of the result the field that it goes into and what names it."""
+
+DIAGONAL: dict[str, _Named] = {"values": _outputs, "gradients": _wrt, "diagonals": _wrt}
+"""The groups of a Hessian of which only the diagonal was asked for."""

@@ -1,0 +1,258 @@
+"""The transport of the calls that must be fast: one thread, on a completion queue of its own.
+
+grpc.server hands every call to a thread of a pool and back, twice; on the way a light derivative waits longer for
+threads than for its computation. So the server's other services stay with grpc.server, and these calls come to a thread
+here that takes whatever has arrived, hands it on together, and sends what is answered at once: no call changes threads.
+What is not answered at once holds no thread.
+
+This uses the same layer of grpcio that grpc.server is made from. It is not public: `Transport` says so by name if it is
+not as expected, and tests/serving/test_transport.py walks through all of it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
+from grpc_status import rpc_status
+
+from nablad.errors import NabladError, ResourceExhausted, to_status
+
+DAY = 86400.0
+
+WAIT_SECONDS = 1e-3
+"""So long what has arrived waits for a message that is announced but not here: once, and then no more for that one."""
+
+TOGETHER = 128
+"""At most so many are handed on together."""
+
+ACCEPTED = 64
+"""So many calls of each method can be taken on between two looks at the queue."""
+
+log = structlog.get_logger("nablad")
+
+
+class Handler(Protocol):
+    """What becomes of one call. Its methods are called in the transport's thread."""
+
+    def received(self, message: bytes | None) -> None:
+        """A message has come; None: there will be no more."""
+
+    def sent(self) -> None:
+        """The message sent last has been taken by the transport; another one may be sent."""
+
+    def closed(self) -> None:
+        """The call is over: answered, cancelled by the caller, past its deadline, or broken."""
+
+    def dismiss(self, error: NabladError) -> None:
+        """The server stops: a call that would go on for ever is to be ended with this error. From any thread."""
+
+
+class Call:
+    """One call. Its methods can be used from any thread.
+
+    Attributes:
+        deadline: on time.monotonic's clock; infinite if it has none.
+        handler: what its events go to.
+    """
+
+    __slots__ = ("_begun", "_call", "_transport", "deadline", "handler")
+
+    def __init__(self, transport: "Transport", event: Any) -> None:
+        self._transport = transport
+        self._call = event.call
+        remaining = event.call_details.deadline - time.time()
+        # One too far off to count with is none.
+        self.deadline = time.monotonic() + remaining if remaining < DAY else float("inf")
+        self._begun = False
+        self.handler: Handler
+
+    def begin(self, handler: Handler) -> None:
+        """Says where the call's events go, and receives the first message."""
+        self.handler = handler
+        self.receive()
+        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_closed)
+
+    def receive(self) -> None:
+        """Asks for the next message: `received` will be called once."""
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_received)
+
+    def send(self, message: bytes) -> None:
+        """Sends a message; `sent` will be called once, and no other may be sent before."""
+        operation = cygrpc.SendMessageOperation(message, 0)
+        self._call.start_server_batch((*self._beginning(), operation), self._on_sent)
+
+    def answer(self, message: bytes) -> None:
+        """Sends the only message, and ends the call with OK."""
+        self._call.start_server_batch(
+            (
+                cygrpc.SendInitialMetadataOperation(None, 0),
+                cygrpc.SendMessageOperation(message, 0),
+                cygrpc.SendStatusFromServerOperation(None, 0, b"", 0),
+            ),
+            _ignore,
+        )
+
+    def end(self, error: NabladError | None = None) -> None:
+        """Ends the call, with OK or with the status that the error stands for."""
+        if error is None:
+            status = cygrpc.SendStatusFromServerOperation(None, 0, b"", 0)
+        else:
+            rich = rpc_status.to_status(to_status(error))
+            code: int = error.code.value[0]
+            status = cygrpc.SendStatusFromServerOperation(rich.trailing_metadata, code, rich.details, 0)
+        self._call.start_server_batch((*self._beginning(), status), _ignore)
+
+    def _beginning(self) -> tuple[Any, ...]:
+        if self._begun:
+            return ()
+        self._begun = True
+        return (cygrpc.SendInitialMetadataOperation(None, 0),)
+
+    def _on_received(self, event: Any) -> None:
+        self._transport.came(self)
+        self.handler.received(event.batch_operations[0].message())
+
+    def _on_sent(self, event: Any) -> None:
+        if event.success:
+            self.handler.sent()
+
+    def _on_closed(self, _: Any) -> None:
+        self._transport.ended(self)
+        self.handler.closed()
+
+
+class Transport:
+    """Serves some methods of a grpc.Server in one thread."""
+
+    def __init__(
+        self,
+        server: grpc.Server,
+        methods: Mapping[str, Callable[[Call], Handler]],
+        together: Callable[[], None],
+        max_calls: int,
+    ) -> None:
+        """Prepares a server that has not been started.
+
+        Args:
+            server: what grpc.server gave.
+            methods: for each full name, `/package.Service/Method`, what makes a handler for a call.
+            together: called when what has arrived has been received: it is to be dealt with together.
+            max_calls: so many calls may be open at once; more are refused.
+
+        Raises:
+            RuntimeError: this version of grpcio is not made as expected.
+        """
+        try:
+            self._core: Any = server._state.server  # type: ignore[attr-defined]
+            self._queue: Any = cygrpc.CompletionQueue()
+            self._core.register_completion_queue(self._queue)
+            for name in methods:
+                self._core.register_method(name)
+        except AttributeError as error:
+            raise RuntimeError(
+                f"grpcio {grpc.__version__} is not made as this server expects ({error}); install another version of it"
+            ) from error
+        self._methods = methods
+        self._together = together
+        self._max_calls = max_calls
+        self._open: set[Call] = set()
+        self._expected = 0  # calls asked for and not yet come
+        self._awaited: set[Call] = set()  # calls that have come, and whose first message is about to
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="nablad-transport", daemon=True)
+
+    def start(self) -> None:
+        """Takes on calls, once the server has been started."""
+        for name in self._methods:
+            for _ in range(ACCEPTED):
+                self._accept(name)
+        self._thread.start()
+
+    def dismiss(self, error: NabladError) -> None:
+        """Has every call that would go on for ever ended with an error."""
+        for call in list(self._open):
+            call.handler.dismiss(error)
+
+    def stop(self, timeout: float) -> bool:
+        """Ends the thread, once the server has been told to stop; False if calls are still open after `timeout`."""
+        self._stopping = True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def came(self, call: Call) -> None:
+        """A call's message has come."""
+        self._awaited.discard(call)
+
+    def ended(self, call: Call) -> None:
+        """A call is over."""
+        self._awaited.discard(call)
+        self._open.discard(call)
+
+    def _accept(self, name: str) -> None:
+        self._expected += 1
+        self._core.request_registered_call(
+            self._queue, self._queue, name, lambda event: self._on_call(name, event)
+        )  # fmt: skip
+
+    def _on_call(self, name: str, event: Any) -> None:
+        self._expected -= 1
+        if not event.success:  # the server stops
+            return
+        if not self._stopping:
+            self._accept(name)
+        call = Call(self, event)
+        self._open.add(call)
+        if len(self._open) > self._max_calls:
+            call.begin(_Refused())
+            call.end(ResourceExhausted(f"{self._max_calls} calls are open already; retry later", retry_after=1.0))
+            return
+        self._awaited.add(call)
+        call.begin(self._methods[name](call))
+
+    def _run(self) -> None:
+        poll, together = self._queue.poll, self._together
+        gathered = 0
+        while not (self._stopping and not self._expected and not self._open):
+            # Nothing that has arrived waits for what is not under way; and for that not long.
+            if gathered and (not self._awaited or gathered >= TOGETHER):
+                together()
+                gathered = 0
+            event = poll(time.time() + (WAIT_SECONDS if gathered else 1.0))
+            tag = event.tag
+            if tag is None:
+                self._awaited.clear()  # what is late is not waited for again
+                if gathered:
+                    together()
+                    gathered = 0
+                continue
+            try:
+                tag(event)
+            except Exception:
+                log.exception("internal error", rpc="transport")
+            gathered += 1
+            event = tag = None  # a call that is over is let go of before the wait
+        self._queue.shutdown()
+
+
+class _Refused:
+    """The handler of a call that was not taken on."""
+
+    def received(self, message: bytes | None) -> None:
+        """Nothing is expected."""
+
+    def sent(self) -> None:
+        """Nothing is sent."""
+
+    def closed(self) -> None:
+        """As it should be."""
+
+    def dismiss(self, error: NabladError) -> None:
+        """It is ended already."""
+
+
+def _ignore(_: Any) -> None:
+    """The end of a call is told by `closed`."""

@@ -1,0 +1,146 @@
+"""Protobuf's wire format by hand, where messages are too many or too large to be parsed and built by the library.
+
+Only the framing is done here: which bytes of a message are which field. https://protobuf.dev/programming-guides/encoding
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
+
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+
+
+class Field(NamedTuple):
+    """One field of a message: its number, its wire type, and where its value lies; of a varint, the value too."""
+
+    number: int
+    wire_type: int
+    start: int
+    stop: int
+    value: int
+
+
+def fields(data: bytes, start: int, stop: int) -> Iterator[Field]:
+    """The fields of the message in data[start:stop], in order.
+
+    Raises:
+        ValueError: it is not well-formed.
+    """
+    position = start
+    while position < stop:
+        key, position = _varint(data, position, stop)
+        number, wire_type = key >> 3, key & 7
+        value = 0
+        if wire_type == LENGTH:
+            length, first = _varint(data, position, stop)
+            position = first + length
+        elif wire_type == VARINT:
+            first = position
+            value, position = _varint(data, position, stop)
+        elif wire_type in (FIXED64, FIXED32):
+            first = position
+            position = first + (8 if wire_type == FIXED64 else 4)
+        else:
+            raise ValueError(f"field {number} has the wire type {wire_type}")
+        if position > stop or number == 0:
+            raise ValueError(f"field {number} runs over the end of its message")
+        yield Field(number, wire_type, first, position, value)
+
+
+def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
+    """The number that begins at `position`, and the position after it."""
+    value = shift = 0
+    while position < stop:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, position
+        shift += 7
+        if shift >= 70:
+            break
+    raise ValueError("a number does not end")
+
+
+def varint(value: int) -> bytes:
+    """A number of 64 bits, encoded."""
+    if value < 0x80:
+        return bytes((value,))
+    parts = bytearray()
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def tag(number: int, wire_type: int) -> bytes:
+    """What precedes a field's value."""
+    return varint(number << 3 | wire_type)
+
+
+def prefix(number: int, length: int) -> bytes:
+    """What precedes the `length` bytes of a message, a string or bytes."""
+    return tag(number, LENGTH) + varint(length)
+
+
+def delimited(number: int, value: bytes) -> bytes:
+    """A field that is a message, a string or bytes."""
+    return prefix(number, len(value)) + value
+
+
+class Template:
+    """All of a message but the elements of its tensors: what one caller's messages have in common.
+
+    Two messages that agree in length and in everything outside the holes have the same framing, because the lengths of
+    the holes stand outside them: they differ in the tensors' elements and in nothing else.
+    """
+
+    __slots__ = ("_literals", "holes")
+
+    def __init__(self, message: bytes, start: int, stop: int, holes: Sequence[tuple[int, int]]) -> None:
+        """Takes the message data[start:stop] apart; `holes` do not overlap and may be in any order."""
+        self.holes = tuple((low - start, high - start) for low, high in holes)
+        edges = [start, *(edge for hole in sorted(holes) for edge in hole), stop]
+        self._literals = tuple(
+            (low - start, message[low:high]) for low, high in zip(edges[::2], edges[1::2], strict=True)
+        )
+
+    @property
+    def size(self) -> int:
+        """How many bytes it keeps."""
+        return sum(len(literal) for _, literal in self._literals)
+
+    def fits(self, message: bytes, start: int) -> bool:
+        """Whether the message that begins at `start`, and is as long as this, is made from it."""
+        for offset, literal in self._literals:  # noqa: SIM110 - a loop is twice as fast as all() with a generator
+            if not message.startswith(literal, start + offset):
+                return False
+        return True
+
+
+def tensor_bytes(data: bytes, start: int, stop: int, message: Any, path: str = "") -> dict[str, tuple[int, int]]:
+    """Where the elements of tensors lie in the message data[start:stop] of this type: every `bytes` field, by its path.
+
+    `message` is the type's descriptor, of whichever implementation protobuf has.
+
+    Raises:
+        ValueError: it is not well-formed, or gives a field twice that is not repeated, which the library would merge.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    counts: dict[int, int] = {}
+    for field in fields(data, start, stop):
+        known = message.fields_by_number.get(field.number)
+        if known is None or field.wire_type != LENGTH:
+            continue
+        count = counts.get(field.number, 0)
+        counts[field.number] = count + 1
+        if count and not known.is_repeated:
+            raise ValueError(f"{path}{known.name} is given twice")
+        here = f"{path}{known.name}[{count}]" if known.is_repeated else path + known.name
+        if known.type == FieldDescriptor.TYPE_BYTES:
+            found[here] = (field.start, field.stop)
+        elif known.message_type is not None:
+            found |= tensor_bytes(data, field.start, field.stop, known.message_type, here + ".")
+    return found
