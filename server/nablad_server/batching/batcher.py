@@ -5,6 +5,8 @@ others wait in the lane of their key, from which workers take batches in fair tu
 server adds no delay, and a busy one batches by itself, because calls gather while it is busy.
 """
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +17,8 @@ from nablad_server.batching.lane import Lane
 from nablad_server.batching.policy import Policy
 from nablad_server.batching.ticket import Observer, Outcome, Prepared, Runner, State, Ticket
 from nablad_server.batching.turns import Turns
+
+HEAVY_NICENESS = 10
 
 
 class Batcher:
@@ -173,6 +177,10 @@ class Batcher:
 
     def _work(self, takes_heavy: bool) -> None:
         """A worker's life: wait for a lane that can run, take its batch, run it."""
+        if takes_heavy and hasattr(os, "setpriority"):
+            # Whoever waits for the processor for microseconds is let past whoever keeps it for milliseconds.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HEAVY_NICENESS)
         while True:
             with self._condition:
                 lane = self._next_lane(takes_heavy)
@@ -211,12 +219,22 @@ class Batcher:
         """What runs a batch just taken from its lane; None if it went back there, or failed together with the lane."""
         key = lane.key
         self._preparing.add(key)
+
+        def ready(error: NabladError | None, seconds: float) -> None:
+            self._prepared(key, error, seconds)
+
         try:
-            prepared = self._runner.prepare(
-                key,
-                sum([ticket.points for ticket in batch]),
-                lambda error, seconds: self._prepared(key, error, seconds),
-            )
+            prepared = self._runner.prepare(key, sum([ticket.points for ticket in batch]), ready)
+            if prepared is not None and self._policy.heavy(prepared) and len(batch) > 1:
+                # What would be computed later than the rest waits here, where it may still be cancelled or expire.
+                count, points = 1, batch[0].points
+                while count < len(batch) and points + batch[count].points <= prepared.first:
+                    points += batch[count].points
+                    count += 1
+                if count < len(batch):
+                    lane.put_back(batch[count:])
+                    del batch[count:]
+                    prepared = self._runner.prepare(key, points, ready)
         except Exception as error:
             self._preparing.discard(key)
             lane.put_back(batch)
@@ -280,6 +298,9 @@ class Batcher:
             ticket.done(Outcome(result, points, started - ticket.arrived, ticket.compile_seconds, seconds))
 
     def _run_alone(self, ticket: Ticket) -> None:
+        if ticket.deadline <= self._clock():
+            ticket.done(_expired())
+            return
         try:
             prepared = self._runner.prepare(ticket.key, ticket.points, _nobody_waits)
         except Exception as error:

@@ -80,12 +80,15 @@ class Prepared(Protocol):
 
     Attributes:
         computed: how many points it computes, padding included.
+        first: how many of its points are computed first, before some others; all, if all are computed at once.
         seconds: an estimate of what that takes.
         calls_back: whether it may take longer than any estimate, because it calls code that is not ours.
     """
 
     @property
     def computed(self) -> int: ...  # noqa: D102 - described above
+    @property
+    def first(self) -> int: ...  # noqa: D102 - described above
     @property
     def seconds(self) -> float: ...  # noqa: D102 - described above
     @property

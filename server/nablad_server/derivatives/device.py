@@ -1,5 +1,6 @@
 """Process-wide settings of JAX and XLA, made once before anything is computed."""
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -7,6 +8,15 @@ from pathlib import Path
 
 import jax
 from jaxlib import version as jaxlib_version
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of mallopt(3)."""
+
+LARGEST_KEPT_BYTES = 32 << 20
+"""The C library's own limit for buffers that it keeps."""
+
+KEPT_BYTES = 512 << 20
+"""So much free memory may stay with the process."""
 
 
 def configure(compile_cache: Path | None) -> None:
@@ -18,6 +28,7 @@ def configure(compile_cache: Path | None) -> None:
     Raises:
         PermissionError: others own the directory or can write to it: they could run code in this process.
     """
+    _keep_memory()
     # On the CPU asynchronous dispatch hands every small computation to another thread and back.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if compile_cache is None:
@@ -34,6 +45,20 @@ def configure(compile_cache: Path | None) -> None:
     # By default only programs that took long are kept; here short ones are the most.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _keep_memory() -> None:
+    """Has the C library keep the memory of large buffers for the next ones, instead of returning it to the system.
+
+    A message or a result of megabytes is built in a fresh buffer; fetched from the system each time, its pages are
+    cleared and mapped one by one as they are first touched, which costs more than filling them. glibc only.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _machine() -> str:

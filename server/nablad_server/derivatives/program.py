@@ -27,8 +27,8 @@ LOOP_SECONDS = 100e-6
 """Batches that take longer than this are also compiled as a loop over their points, and the faster program is kept:
 what fits into the processor's caches one point at a time may not do so for all points at once."""
 
-TIMED_SECONDS = 50e-3
-"""A program is timed until it has run for so long, or thrice."""
+TIMED_SECONDS = 10e-3
+"""A program is timed until it has run for so long, or four times."""
 
 _Point = Callable[..., Sequence[Any]]
 """A traced query at one point."""
@@ -196,8 +196,7 @@ def _timed(program: Program, specs: Sequence[jax.ShapeDtypeStruct]) -> float:
     ones = [np.ones(spec.shape, spec.dtype) for spec in specs]
     best, total = float("inf"), 0.0
     try:
-        program.run(ones)
-        for _ in range(3):
+        for _ in range(4):
             started = time.perf_counter()
             program.run(ones)
             seconds = time.perf_counter() - started

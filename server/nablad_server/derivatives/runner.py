@@ -47,17 +47,19 @@ class Prepared:
     Attributes:
         points: how many points it is for.
         computed: how many it computes, padding included.
+        first: how many of them the first execution holds.
         seconds: what that takes, by the programs' own measure.
         calls_back: whether Python code of the function's is called meanwhile.
     """
 
-    __slots__ = ("_programs", "_query", "calls_back", "computed", "points", "seconds")
+    __slots__ = ("_programs", "_query", "calls_back", "computed", "first", "points", "seconds")
 
     def __init__(self, query: Query, points: int, programs: Sequence[Program], seconds: float) -> None:
         self._query = query
         self._programs = programs
         self.points = points
         self.computed = sum(program.bucket for program in programs)
+        self.first = min(points, programs[0].bucket)
         self.seconds = seconds
         self.calls_back = programs[0].calls_back
 

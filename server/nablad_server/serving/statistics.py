@@ -24,6 +24,8 @@ POINTS = tuple(float(1 << exponent) for exponent in range(15))
 """Upper bounds of the buckets of batch sizes: 1 to 16384."""
 
 
+MAX_QUERIES = 8192
+
 REASONS = {name.removeprefix("REASON_"): number for name, number in error_pb2.Reason.items()}
 
 
@@ -121,6 +123,7 @@ class Statistics(Collector):
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, int], Series] = {}
+        self._by_query: dict[Query, Series] = {}  # so that a call needs not put a name together
 
     def of(self, function: str, operator: function_pb2.Operator.ValueType) -> Series:
         """The series of one operator of one function, `name@version` or empty."""
@@ -129,7 +132,12 @@ class Statistics(Collector):
 
     def of_query(self, query: Query) -> Series:
         """The series that a query counts to."""
-        return self.of(query.function.reference, query.operator)
+        series = self._by_query.get(query)
+        if series is None:
+            if len(self._by_query) >= MAX_QUERIES:
+                self._by_query.clear()
+            series = self._by_query[query] = self.of(query.function.reference, query.operator)
+        return series
 
     def executed(self, key: Query, points: int, computed: int, seconds: float) -> None:
         """A batch ran. See Observer."""
