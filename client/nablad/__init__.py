@@ -14,6 +14,7 @@ from nablad import aio, errors
 from nablad._calls import Mode
 from nablad.client import Client, Function
 from nablad.errors import NabladError
+from nablad.pipeline import Pipeline
 from nablad.results import (
     Derivative,
     DirectionalDerivative,
@@ -44,6 +45,7 @@ __all__ = [
     "Jvp",
     "Mode",
     "NabladError",
+    "Pipeline",
     "TensorInfo",
     "Vjp",
     "aio",

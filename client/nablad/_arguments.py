@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ Batched = bool | str | Collection[str]
 """Which arguments run over points along their first axis: all, none, or those named."""
 
 
+@lru_cache(1024)
 def argument_of(name: str) -> str:
     """The argument that a leaf belongs to."""
     return str(trees.parse(name)[0])
@@ -70,7 +72,7 @@ class Arguments:
             inside = [spec.name for spec in self.info.inputs if spec.differentiable and argument_of(spec.name) == name]
             # What the function does not have is sent as it is: the server says what there is.
             leaves += inside or [name]
-        return Chosen(self, None if wrt is None else tuple(names), isinstance(wrt, str), tuple(leaves))
+        return self._chosen(None if wrt is None else tuple(names), isinstance(wrt, str), tuple(leaves))
 
     def vectors(self, given: Any, batched: Batched, what: str) -> tuple[list[tensor_pb2.NamedTensor], "Chosen"]:
         """The tangents of the request, and the inputs that they move.
@@ -93,7 +95,12 @@ class Arguments:
             for name, leaf in trees.leaves(parameter, tree, specs.__contains__)
         ]
         names = tuple(given)
-        return tensors, Chosen(self, names, not by_parameter, tuple(tensor.name for tensor in tensors))
+        return tensors, self._chosen(names, not by_parameter, tuple(tensor.name for tensor in tensors))
+
+    def _chosen(self, names: tuple[str, ...] | None, bare: bool, leaves: tuple[str, ...]) -> "Chosen":
+        known = frozenset(spec.name for spec in self.info.inputs)
+        structures = {name: tree for name, tree in self.trees.items() if name not in known}
+        return Chosen(known, structures, names, bare, leaves)
 
 
 @dataclass(frozen=True)
@@ -101,13 +108,15 @@ class Chosen:
     """The inputs that a result is with respect to, and how the caller wants it arranged.
 
     Attributes:
-        arguments: of the call.
+        known: the names of the function's inputs.
+        structures: the arguments that are structures of inputs, by parameter. Arrays are not held on to.
         names: parameters or leaves, as the caller named them; None for all that can be differentiated.
         bare: whether the caller named one thing and wants its result by itself.
         leaves: the names for the request.
     """
 
-    arguments: Arguments
+    known: frozenset[str]
+    structures: Mapping[str, Any]
     names: tuple[str, ...] | None
     bare: bool
     leaves: tuple[str, ...]
@@ -120,10 +129,9 @@ class Chosen:
         return next(iter(found.values())) if bare else found
 
     def _of(self, name: str, values: Mapping[str, Any]) -> Any:
-        known = {spec.name for spec in self.arguments.info.inputs}
-        if name in known:
+        if name in self.known:
             return values[name]
-        return trees.rebuild(name, self.arguments.trees[name], known.__contains__, values)
+        return trees.rebuild(name, self.structures[name], self.known.__contains__, values)
 
 
 def output_tensors(info: FunctionInfo, given: Any, batched: Batched) -> list[tensor_pb2.NamedTensor]:

@@ -1,6 +1,6 @@
 """Every call as data: what to send and how to read the answer. Pure: both clients only carry it out.
 
-Each operator is one function from the caller's arguments to a Call.
+Each operator is one function from a description and the caller's arguments to a request and a way to read its response.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,216 +38,221 @@ class Prepared(Generic[_R_co]):
     read: Callable[[Any], _R_co]
 
 
-@dataclass(frozen=True)
-class Call(Generic[_R_co]):
-    """One call of an operator.
+@dataclass(frozen=True, eq=False)
+class Operator(Generic[_R_co]):
+    """What can be asked of a function.
 
     Attributes:
-        method: the RPC's name.
-        function: the reference, `name` or `name@version`.
-        prepare: makes the request once the function's description is known.
+        name: of the clients' method.
+        method: of the RPC.
+        prepare: makes the request, once the function's description is known.
+        vector: the keyword for the vector that it takes besides the inputs; empty if it takes none.
     """
 
+    name: str
     method: str
-    function: str
-    prepare: Callable[[results.FunctionInfo], Prepared[_R_co]]
+    prepare: Callable[..., Prepared[_R_co]]
+    vector: str = ""
+
+    @property
+    def field(self) -> int:
+        """The number of its field in Operation and Answer."""
+        return pb.Operation.DESCRIPTOR.fields_by_name[self.name].number
+
+    def prepared(
+        self,
+        info: results.FunctionInfo,
+        function: str,
+        positional: Sequence[Any],
+        named: Mapping[str, Any],
+        *,
+        vector: Any,
+        options: Mapping[str, Any],
+    ) -> Prepared[_R_co]:
+        """The request with these arguments. Raises InvalidArgument if they do not fit the function."""
+        if self.vector:
+            return self.prepare(info, function, positional, named, vector=vector, **options)
+        return self.prepare(info, function, positional, named, **options)
 
 
-def evaluate(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any], *, outputs: Names, batched: Batched
-) -> Call[results.Evaluation]:
+def _evaluate(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, outputs: Names, batched: Batched,
+) -> Prepared[results.Evaluation]:  # fmt: skip
     """The function itself."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Evaluation]:
-        arguments = Arguments.bind(info, positional, named)
-        request = pb.EvaluateRequest(
-            function=function, inputs=arguments.tensors(batched), outputs=_outputs(info, outputs)
-        )
-        return Prepared(request, lambda response: results.Evaluation(*_common(response, response.values)))
-
-    return Call("Evaluate", function, prepare)
+    arguments = Arguments.bind(info, positional, named)
+    request = pb.EvaluateRequest(function=function, inputs=arguments.tensors(batched), outputs=_outputs(info, outputs))
+    return Prepared(request, lambda response: results.Evaluation(*_common(response, response.values)))
 
 
-def gradient(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+def _gradient(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, output: str | None, mode: Mode, batched: Batched,
-) -> Call[results.Gradient]:  # fmt: skip
+) -> Prepared[results.Gradient]:  # fmt: skip
     """First derivatives of a scalar output."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Gradient]:
-        arguments = Arguments.bind(info, positional, named)
-        chosen = arguments.choose(wrt)
-        request = pb.GradientRequest(
-            function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
-            mode=_mode(mode),
-        )  # fmt: skip
-        return Prepared(request, lambda response: results.Gradient(
-            *_common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
-        ))  # fmt: skip
-
-    return Call("Gradient", function, prepare)
+    arguments = Arguments.bind(info, positional, named)
+    chosen = arguments.choose(wrt)
+    request = pb.GradientRequest(
+        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
+        mode=_mode(mode),
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Gradient(
+        *_common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
+    ))  # fmt: skip
 
 
-def jacobian(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+def _jacobian(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, outputs: Names, mode: Mode, batched: Batched,
-) -> Call[results.Jacobian]:  # fmt: skip
+) -> Prepared[results.Jacobian]:  # fmt: skip
     """First derivatives of any outputs."""
+    arguments = Arguments.bind(info, positional, named)
+    chosen = arguments.choose(wrt)
+    request = pb.JacobianRequest(
+        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=_outputs(info, outputs),
+        mode=_mode(mode),
+    )  # fmt: skip
 
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Jacobian]:
-        arguments = Arguments.bind(info, positional, named)
-        chosen = arguments.choose(wrt)
-        request = pb.JacobianRequest(
-            function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=_outputs(info, outputs),
-            mode=_mode(mode),
-        )  # fmt: skip
+    def read(response: pb.JacobianResponse) -> results.Jacobian:
+        rows = {row: chosen.arrange(columns) for row, columns in _rows(response.blocks).items()}
+        return results.Jacobian(*_common(response, response.values, response.blocks), arrange_outputs(rows))
 
-        def read(response: pb.JacobianResponse) -> results.Jacobian:
-            rows = {row: chosen.arrange(columns) for row, columns in _rows(response.blocks).items()}
-            return results.Jacobian(*_common(response, response.values, response.blocks), arrange_outputs(rows))
-
-        return Prepared(request, read)
-
-    return Call("Jacobian", function, prepare)
+    return Prepared(request, read)
 
 
-def hessian(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+def _hessian(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, columns: Names, diagonal: bool, output: str | None, mode: Mode, batched: Batched,
-) -> Call[results.Hessian]:  # fmt: skip
+) -> Prepared[results.Hessian]:  # fmt: skip
     """Second derivatives of a scalar output."""
+    arguments = Arguments.bind(info, positional, named)
+    rows = arguments.choose(wrt)
+    across = rows if columns is None else arguments.choose(columns)
+    structure = pb.HESSIAN_STRUCTURE_DIAGONAL if diagonal else pb.HESSIAN_STRUCTURE_DENSE
+    request = pb.HessianRequest(
+        function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
+        columns=() if columns is None else across.leaves, output=output or "", structure=structure,
+        mode=_mode(mode),
+    )  # fmt: skip
 
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Hessian]:
-        arguments = Arguments.bind(info, positional, named)
-        rows = arguments.choose(wrt)
-        across = rows if columns is None else arguments.choose(columns)
-        structure = pb.HESSIAN_STRUCTURE_DIAGONAL if diagonal else pb.HESSIAN_STRUCTURE_DENSE
-        request = pb.HessianRequest(
-            function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
-            columns=() if columns is None else across.leaves, output=output or "", structure=structure,
-            mode=_mode(mode),
-        )  # fmt: skip
+    def read(response: pb.HessianResponse) -> results.Hessian:
+        if diagonal:
+            found = rows.arrange(arrays(response.diagonals))
+        else:
+            found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
+        common = _common(response, response.values, response.gradients, response.blocks, response.diagonals)
+        return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found)
 
-        def read(response: pb.HessianResponse) -> results.Hessian:
-            if diagonal:
-                found = rows.arrange(arrays(response.diagonals))
-            else:
-                found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
-            common = _common(response, response.values, response.gradients, response.blocks, response.diagonals)
-            return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found)
-
-        return Prepared(request, read)
-
-    return Call("Hessian", function, prepare)
+    return Prepared(request, read)
 
 
-def hvp(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, tangent: Any, stacked: bool, wrt: Names, output: str | None, mode: Mode, batched: Batched,
+def _hvp(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, vector: Any, stacked: bool, wrt: Names, output: str | None, mode: Mode, batched: Batched,
     tangent_batched: Batched | None,
-) -> Call[results.Hvp]:  # fmt: skip
+) -> Prepared[results.Hvp]:  # fmt: skip
     """Hessian times tangents."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Hvp]:
-        inputs, vector = _split(info, positional, named, tangent, "tangent")
-        arguments = Arguments.bind(info, inputs, named)
-        tangents, moved = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
-        chosen = moved if wrt is None else arguments.choose(wrt)
-        request = pb.HvpRequest(
-            function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
-            wrt=() if wrt is None else chosen.leaves, output=output or "", mode=_mode(mode),
-        )  # fmt: skip
-        return Prepared(request, lambda response: results.Hvp(
-            *_common(response, response.values, response.gradients, response.products),
-            chosen.arrange(arrays(response.gradients)), chosen.arrange(arrays(response.products)),
-        ))  # fmt: skip
-
-    return Call("Hvp", function, prepare)
+    inputs, vector = _split(info, positional, named, vector, "tangent")
+    arguments = Arguments.bind(info, inputs, named)
+    tangents, moved = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
+    chosen = moved if wrt is None else arguments.choose(wrt)
+    request = pb.HvpRequest(
+        function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
+        wrt=() if wrt is None else chosen.leaves, output=output or "", mode=_mode(mode),
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Hvp(
+        *_common(response, response.values, response.gradients, response.products),
+        chosen.arrange(arrays(response.gradients)), chosen.arrange(arrays(response.products)),
+    ))  # fmt: skip
 
 
-def jvp(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, tangent: Any, stacked: bool, outputs: Names, batched: Batched, tangent_batched: Batched | None,
-) -> Call[results.Jvp]:  # fmt: skip
+def _jvp(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, vector: Any, stacked: bool, outputs: Names, batched: Batched, tangent_batched: Batched | None,
+) -> Prepared[results.Jvp]:  # fmt: skip
     """Jacobian times tangents."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Jvp]:
-        inputs, vector = _split(info, positional, named, tangent, "tangent")
-        arguments = Arguments.bind(info, inputs, named)
-        tangents, _ = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
-        request = pb.JvpRequest(
-            function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
-            outputs=_outputs(info, outputs),
-        )  # fmt: skip
-        return Prepared(request, lambda response: results.Jvp(
-            *_common(response, response.values, response.products), arrange_outputs(arrays(response.products))
-        ))  # fmt: skip
-
-    return Call("Jvp", function, prepare)
+    inputs, vector = _split(info, positional, named, vector, "tangent")
+    arguments = Arguments.bind(info, inputs, named)
+    tangents, _ = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
+    request = pb.JvpRequest(
+        function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
+        outputs=_outputs(info, outputs),
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Jvp(
+        *_common(response, response.values, response.products), arrange_outputs(arrays(response.products))
+    ))  # fmt: skip
 
 
-def vjp(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, cotangent: Any, stacked: bool, wrt: Names, batched: Batched, cotangent_batched: Batched | None,
-) -> Call[results.Vjp]:  # fmt: skip
+def _vjp(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, vector: Any, stacked: bool, wrt: Names, batched: Batched, cotangent_batched: Batched | None,
+) -> Prepared[results.Vjp]:  # fmt: skip
     """Cotangents times Jacobian."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Vjp]:
-        inputs, vector = _split(info, positional, named, cotangent, "cotangent")
-        arguments = Arguments.bind(info, inputs, named)
-        chosen = arguments.choose(wrt)
-        request = pb.VjpRequest(
-            function=function, inputs=arguments.tensors(batched), stacked=stacked, wrt=chosen.leaves,
-            cotangents=output_tensors(info, vector, _vector_batched(batched, cotangent_batched)),
-        )  # fmt: skip
-        return Prepared(request, lambda response: results.Vjp(
-            *_common(response, response.values, response.products), chosen.arrange(arrays(response.products))
-        ))  # fmt: skip
-
-    return Call("Vjp", function, prepare)
+    inputs, vector = _split(info, positional, named, vector, "cotangent")
+    arguments = Arguments.bind(info, inputs, named)
+    chosen = arguments.choose(wrt)
+    request = pb.VjpRequest(
+        function=function, inputs=arguments.tensors(batched), stacked=stacked, wrt=chosen.leaves,
+        cotangents=output_tensors(info, vector, _vector_batched(batched, cotangent_batched)),
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Vjp(
+        *_common(response, response.values, response.products), chosen.arrange(arrays(response.products))
+    ))  # fmt: skip
 
 
-def directional_derivative(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, direction: Any, output: str | None, batched: Batched, direction_batched: Batched | None,
-) -> Call[results.DirectionalDerivative]:  # fmt: skip
+def _directional_derivative(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, vector: Any, output: str | None, batched: Batched, direction_batched: Batched | None,
+) -> Prepared[results.DirectionalDerivative]:  # fmt: skip
     """Rate of change along a unit direction."""
-
-    def prepare(info: results.FunctionInfo) -> Prepared[results.DirectionalDerivative]:
-        inputs, vector = _split(info, positional, named, direction, "direction")
-        arguments = Arguments.bind(info, inputs, named)
-        tensors, chosen = arguments.vectors(vector, _vector_batched(batched, direction_batched), "direction")
-        request = pb.DirectionalDerivativeRequest(
-            function=function, inputs=arguments.tensors(batched), direction=tensors, output=output or ""
-        )
-        return Prepared(request, lambda response: results.DirectionalDerivative(
-            *_common(response, response.values, response.steepest_ascent, [response.derivative, response.max_rate]),
-            to_array(response.derivative.tensor), chosen.arrange(arrays(response.steepest_ascent)),
-            to_array(response.max_rate.tensor),
-        ))  # fmt: skip
-
-    return Call("DirectionalDerivative", function, prepare)
+    inputs, vector = _split(info, positional, named, vector, "direction")
+    arguments = Arguments.bind(info, inputs, named)
+    tensors, chosen = arguments.vectors(vector, _vector_batched(batched, direction_batched), "direction")
+    request = pb.DirectionalDerivativeRequest(
+        function=function, inputs=arguments.tensors(batched), direction=tensors, output=output or ""
+    )
+    return Prepared(request, lambda response: results.DirectionalDerivative(
+        *_common(response, response.values, response.steepest_ascent, [response.derivative, response.max_rate]),
+        to_array(response.derivative.tensor), chosen.arrange(arrays(response.steepest_ascent)),
+        to_array(response.max_rate.tensor),
+    ))  # fmt: skip
 
 
-def derivative(
-    function: str, positional: Sequence[Any], named: Mapping[str, Any],
+def _derivative(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, order: int, wrt: str | None, outputs: Names, batched: Batched,
-) -> Call[results.Derivative]:  # fmt: skip
+) -> Prepared[results.Derivative]:  # fmt: skip
     """Derivatives of orders 1 to n in one real variable."""
+    arguments = Arguments.bind(info, positional, named)
+    if order < 0:
+        raise InvalidArgument(f"order is {order}; expected 1 or more")
+    request = pb.DerivativeRequest(
+        function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=_outputs(info, outputs),
+        order=order,
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Derivative(
+        *_common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
+    ))  # fmt: skip
 
-    def prepare(info: results.FunctionInfo) -> Prepared[results.Derivative]:
-        arguments = Arguments.bind(info, positional, named)
-        if order < 0:
-            raise InvalidArgument(f"order is {order}; expected 1 or more")
-        request = pb.DerivativeRequest(
-            function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=_outputs(info, outputs),
-            order=order,
-        )  # fmt: skip
-        return Prepared(request, lambda response: results.Derivative(
-            *_common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
-        ))  # fmt: skip
 
-    return Call("Derivative", function, prepare)
+EVALUATE = Operator("evaluate", "Evaluate", _evaluate)
+GRADIENT = Operator("gradient", "Gradient", _gradient)
+JACOBIAN = Operator("jacobian", "Jacobian", _jacobian)
+HESSIAN = Operator("hessian", "Hessian", _hessian)
+HVP = Operator("hvp", "Hvp", _hvp, "tangent")
+JVP = Operator("jvp", "Jvp", _jvp, "tangent")
+VJP = Operator("vjp", "Vjp", _vjp, "cotangent")
+DIRECTIONAL_DERIVATIVE = Operator(
+    "directional_derivative", "DirectionalDerivative", _directional_derivative, "direction"
+)
+DERIVATIVE = Operator("derivative", "Derivative", _derivative)
+OPERATORS: dict[str, Operator[results.Result]] = {
+    operator.name: operator
+    for operator in (
+        EVALUATE, GRADIENT, JACOBIAN, HESSIAN, HVP, JVP, VJP, DIRECTIONAL_DERIVATIVE, DERIVATIVE,
+    )
+}  # fmt: skip
+"""Every operator by name."""
 
 
 def describe_request(function: str) -> catalog_pb2.DescribeFunctionRequest:

@@ -3,6 +3,10 @@
 import json
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+ATTEMPTS = 4
+"""How often a call answered with UNAVAILABLE is made, all in all."""
+BACKOFF_SECONDS = (0.1, 0.3, 0.9)
+"""How long to wait before the second attempt, the third, the fourth."""
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -12,13 +16,15 @@ _SERVICE_CONFIG = {
             "name": [{"service": "nablad.v1.DifferentiationService"}, {"service": "nablad.v1.CatalogService"}],
             "waitForReady": False,
             "retryPolicy": {
-                "maxAttempts": 4,
+                "maxAttempts": ATTEMPTS,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        # A pipeline repeats what is unanswered itself: only it knows what that is.
+        {"name": [{"service": "nablad.v1.DifferentiationService", "method": "Pipeline"}]},
     ],
     # After many failures retries stop for a while, so that they do not bury a server that is coming back.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},

@@ -1,6 +1,6 @@
 """The asyncio client: the same calls as `nablad.Client`, awaited."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -9,12 +9,16 @@ import grpc
 
 from nablad import _calls, _health, results
 from nablad._arguments import Batched
-from nablad._calls import MISSING, Call, Mode, Names
+from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._channel import DEFAULT_ADDRESS, options
+from nablad._plans import Plans, key_of
+from nablad.aio_pipeline import Pipeline
 from nablad.errors import InvalidArgument, NotFound, from_rpc_error
 from nablad.v1 import catalog_pb2, catalog_pb2_grpc, differentiation_pb2_grpc
 
-_R = TypeVar("_R")
+__all__ = ["Client", "Function", "Pipeline"]
+
+_R = TypeVar("_R", bound=results.Result)
 
 
 class Client:
@@ -35,14 +39,15 @@ class Client:
             timeout: seconds that a call may take, retries included; None for no limit. The first call for new shapes
                 waits for a compilation, which takes from 0.1 s to many seconds for large functions.
             retries: repeat calls answered with UNAVAILABLE, with backoff, up to four times; all calls are pure.
-            channel: a channel of your own (TLS, interceptors) instead of `address` and `retries`. It is closed with
-                the client.
+            channel: a channel of your own (TLS, interceptors) instead of `address`, with retries of its own except for
+                those of pipelines. It is closed with the client.
         """
         self._channel = channel or grpc.aio.insecure_channel(address, options(retries))
         self._timeout = timeout
+        self._retries = retries
         self._stub = differentiation_pb2_grpc.DifferentiationServiceStub(self._channel)
         self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
-        self._described: dict[str, results.FunctionInfo] = {}
+        self._plans = Plans()
 
     async def evaluate(
         self,
@@ -54,7 +59,10 @@ class Client:
         **named: Any,
     ) -> results.Evaluation:
         """The value of the function: [points?] + output shape."""
-        return await self._call(_calls.evaluate(function, args, named, outputs=outputs, batched=batched), timeout)
+        return await self._call(
+            _calls.EVALUATE, function, args, named, timeout,
+            outputs=outputs, batched=batched,
+        )  # fmt: skip
 
     async def gradient(
         self,
@@ -68,8 +76,10 @@ class Client:
         **named: Any,
     ) -> results.Gradient:
         """∇f of a scalar output, with its value: [points?] + input shape."""
-        call = _calls.gradient(function, args, named, wrt=wrt, output=output, mode=mode, batched=batched)
-        return await self._call(call, timeout)
+        return await self._call(
+            _calls.GRADIENT, function, args, named, timeout,
+            wrt=wrt, output=output, mode=mode, batched=batched,
+        )  # fmt: skip
 
     async def jacobian(
         self,
@@ -83,8 +93,10 @@ class Client:
         **named: Any,
     ) -> results.Jacobian:
         """∂f/∂x of any outputs, with their values: [points?] + output shape + input shape."""
-        call = _calls.jacobian(function, args, named, wrt=wrt, outputs=outputs, mode=mode, batched=batched)
-        return await self._call(call, timeout)
+        return await self._call(
+            _calls.JACOBIAN, function, args, named, timeout,
+            wrt=wrt, outputs=outputs, mode=mode, batched=batched,
+        )  # fmt: skip
 
     async def hessian(
         self,
@@ -104,11 +116,10 @@ class Client:
         `columns` names other inputs for the columns than `wrt` does for the rows: a block. `diagonal` asks for the
         diagonal alone, [points?] + input shape.
         """
-        call = _calls.hessian(
-            function, args, named,
+        return await self._call(
+            _calls.HESSIAN, function, args, named, timeout,
             wrt=wrt, columns=columns, diagonal=diagonal, output=output, mode=mode, batched=batched,
         )  # fmt: skip
-        return await self._call(call, timeout)
 
     async def hvp(
         self,
@@ -130,11 +141,11 @@ class Client:
         differentiated, or a dictionary by argument. `stacked`: it has one more axis of k vectors before the input's
         own. It runs over points if any argument does, unless `tangent_batched` says otherwise.
         """
-        call = _calls.hvp(
-            function, args, named, tangent=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode,
-            batched=batched, tangent_batched=tangent_batched,
+        return await self._call(
+            _calls.HVP, function, args, named, timeout,
+            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode, batched=batched,
+            tangent_batched=tangent_batched,
         )  # fmt: skip
-        return await self._call(call, timeout)
 
     async def jvp(
         self,
@@ -152,11 +163,10 @@ class Client:
 
         The tangent is given as for `hvp`.
         """
-        call = _calls.jvp(
-            function, args, named, tangent=tangent, stacked=stacked, outputs=outputs,
-            batched=batched, tangent_batched=tangent_batched,
+        return await self._call(
+            _calls.JVP, function, args, named, timeout,
+            vector=tangent, stacked=stacked, outputs=outputs, batched=batched, tangent_batched=tangent_batched,
         )  # fmt: skip
-        return await self._call(call, timeout)
 
     async def vjp(
         self,
@@ -175,11 +185,10 @@ class Client:
         The cotangent comes after the function's arguments, or as `cotangent=`: shaped like the function's one output,
         or with the structure of its result. `stacked` and `cotangent_batched` are as for `hvp`.
         """
-        call = _calls.vjp(
-            function, args, named, cotangent=cotangent, stacked=stacked, wrt=wrt,
-            batched=batched, cotangent_batched=cotangent_batched,
+        return await self._call(
+            _calls.VJP, function, args, named, timeout,
+            vector=cotangent, stacked=stacked, wrt=wrt, batched=batched, cotangent_batched=cotangent_batched,
         )  # fmt: skip
-        return await self._call(call, timeout)
 
     async def directional_derivative(
         self,
@@ -196,11 +205,10 @@ class Client:
 
         The direction is given as the tangent is for `hvp`.
         """
-        call = _calls.directional_derivative(
-            function, args, named, direction=direction, output=output,
-            batched=batched, direction_batched=direction_batched,
+        return await self._call(
+            _calls.DIRECTIONAL_DERIVATIVE, function, args, named, timeout,
+            vector=direction, output=output, batched=batched, direction_batched=direction_batched,
         )  # fmt: skip
-        return await self._call(call, timeout)
 
     async def derivative(
         self,
@@ -214,8 +222,27 @@ class Client:
         **named: Any,
     ) -> results.Derivative:
         """Derivatives of orders 1 to `order` in one real variable: [points?] + [order] + output shape."""
-        call = _calls.derivative(function, args, named, order=order, wrt=wrt, outputs=outputs, batched=batched)
-        return await self._call(call, timeout)
+        return await self._call(
+            _calls.DERIVATIVE, function, args, named, timeout,
+            order=order, wrt=wrt, outputs=outputs, batched=batched,
+        )  # fmt: skip
+
+    def pipeline(self) -> Pipeline:
+        """Many calls at once over one stream: the operators as methods that give futures."""
+        return Pipeline(self._channel, self._plans, self.describe, timeout=self._timeout, retries=self._retries)
+
+    async def map(
+        self,
+        operator: str,
+        function: str,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Any]:
+        """The results for many points, as `Pipeline.map` gives them, over a stream of their own."""
+        async with self.pipeline() as pipeline:
+            async for result in pipeline.map(operator, function, *iterables, timeout=timeout, **options):
+                yield result
 
     def function(self, name: str) -> "Function":
         """A handle on one function, which has the operators as methods."""
@@ -239,7 +266,7 @@ class Client:
         request = _calls.describe_request(function)
         answer = await self._answer(self._catalog.DescribeFunction, request, None)
         info = _calls.describe(answer.function)
-        self._described[function] = info
+        self._plans.learn(function, info)
         return info
 
     async def healthy(self, timeout: float = 5.0) -> bool:
@@ -262,15 +289,26 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def _call(self, call: Call[_R], timeout: float | None) -> _R:
-        info = self._described.get(call.function) or await self.describe(call.function)
-        prepared = call.prepare(info)
+    async def _call(
+        self, operator: Operator[_R], function: str, args: tuple[Any, ...], named: dict[str, Any],
+        timeout: float | None, *, vector: Any = MISSING, **options: Any,
+    ) -> _R:  # fmt: skip
+        key, arguments = key_of(operator, function, args, named, vector=vector, options=options)
+        plan = self._plans.find(key)
+        if plan is not None:
+            request, read = plan.request(arguments), plan.read
+        else:
+            info = self._plans.info(function) or await self.describe(function)
+            prepared = operator.prepared(info, function, args, named, vector=vector, options=options)
+            self._plans.make(key, operator, prepared, arguments)
+            request, read = prepared.request, prepared.read
         try:
-            response = await self._answer(getattr(self._stub, call.method), prepared.request, timeout)
+            response = await self._answer(getattr(self._stub, operator.method), request, timeout)
         except (InvalidArgument, NotFound):
-            self._described.pop(call.function, None)  # perhaps the server has a newer version since
+            self._plans.forget(function)  # perhaps the server has a newer version since
             raise
-        return prepared.read(response)
+        result: _R = read(response)
+        return result
 
     async def _answer(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
         try:
@@ -300,6 +338,16 @@ class Function:
     async def __call__(self, *args: Any, batched: Batched = False, timeout: float | None = None, **named: Any) -> Any:
         """The value alone."""
         return (await self._client.evaluate(self.name, *args, batched=batched, timeout=timeout, **named)).value
+
+    def map(
+        self,
+        operator: str,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Any]:
+        """The results for many points, as `Pipeline.map` gives them."""
+        return self._client.map(operator, self.name, *iterables, timeout=timeout, **options)
 
     def __repr__(self) -> str:
         return f"<function {self.name} on a nablad server>"

@@ -20,7 +20,8 @@
     └── Internal                                  a defect of the server: report `metadata["request_id"]`
 
 The server raises these classes and sends them as a `google.rpc.Status` (`to_status`); the client receives one and
-raises the same class again (`from_rpc_error`). The reasons are those of nablad/v1/error.proto.
+raises the same class again (`from_rpc_error`). Within a stream they travel as a `nablad.v1.Error`
+(`to_wire`, `from_wire`). The reasons are those of nablad/v1/error.proto.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from nablad.v1 import error_pb2
 
 DOMAIN = "nablad"
 MAX_MESSAGE_CHARS = 1200
@@ -285,26 +288,47 @@ _BY_REASON = {kind.reason: kind for kind in _subclasses(NabladError) if kind.rea
 _BY_CODE = {kind.code: kind for kind in reversed(_subclasses(NabladError)) if "code" in vars(kind)}
 
 
-def to_status(error: NabladError) -> status_pb2.Status:
-    """The error as it travels: code, message and the details that error.proto lists. Cut to stay under 4 KiB."""
+def to_wire(error: NabladError) -> error_pb2.Error:
+    """The error as it travels within a stream. Cut to stay under 4 KiB."""
     code: int = error.code.value[0]
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    for key, value in error.metadata.items():
-        info.metadata[key] = _cut(value, MAX_METADATA_CHARS)
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.ResourceInfo
-                  | error_details_pb2.RetryInfo] = [info]  # fmt: skip
-    message = _cut(error.message, MAX_MESSAGE_CHARS)
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=_cut(error.field, MAX_METADATA_CHARS))
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, NotFound):
-        name = _cut(error.metadata.get("function", ""), MAX_METADATA_CHARS)
-        details.append(error_details_pb2.ResourceInfo(resource_type="nablad.v1.Function", resource_name=name))
+    sent = error_pb2.Error(
+        code=code,
+        reason=error_pb2.Reason.Value(f"REASON_{error.reason or 'UNSPECIFIED'}"),
+        message=_cut(error.message, MAX_MESSAGE_CHARS),
+        field=_cut(error.field, MAX_METADATA_CHARS),
+        metadata={key: _cut(value, MAX_METADATA_CHARS) for key, value in error.metadata.items()},
+    )
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code, message=message)
+        sent.retry_after.CopyFrom(delay)
+    return sent
+
+
+def from_wire(error: error_pb2.Error) -> NabladError:
+    """The exception that an error within a stream stands for; unknown reasons are treated as their code alone."""
+    known = error.reason in error_pb2.Reason.values()
+    reason = error_pb2.Reason.Name(error.reason).removeprefix("REASON_") if known else ""
+    kind = _BY_REASON.get(reason, _kind_of_code(error.code))
+    retry_after = error.retry_after.ToNanoseconds() / 1e9 if error.HasField("retry_after") else None
+    return kind(error.message, field=error.field, metadata=dict(error.metadata), retry_after=retry_after)
+
+
+def to_status(error: NabladError) -> status_pb2.Status:
+    """The error as it travels: code, message and the details that error.proto lists. Cut to stay under 4 KiB."""
+    sent = to_wire(error)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(sent.metadata))
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.ResourceInfo
+                  | error_details_pb2.RetryInfo] = [info]  # fmt: skip
+    if sent.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=sent.field)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, NotFound):
+        name = sent.metadata.get("function", "")
+        details.append(error_details_pb2.ResourceInfo(resource_type="nablad.v1.Function", resource_name=name))
+    if sent.HasField("retry_after"):
+        details.append(error_details_pb2.RetryInfo(retry_delay=sent.retry_after))
+    status = status_pb2.Status(code=sent.code, message=sent.message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -331,8 +355,7 @@ def from_rpc_error(error: grpc.RpcError) -> NabladError:
 
 def from_status(status: status_pb2.Status) -> NabladError:
     """The exception that a `google.rpc.Status` stands for; unknown reasons are treated as their code alone."""
-    by_code = {code.value[0]: code for code in grpc.StatusCode}
-    kind = _BY_CODE.get(by_code.get(status.code, grpc.StatusCode.UNKNOWN), NabladError)
+    kind = _kind_of_code(status.code)
     field, retry_after, metadata = "", None, {}
     for packed in status.details:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
@@ -345,6 +368,11 @@ def from_status(status: status_pb2.Status) -> NabladError:
         elif packed.Unpack(retry):
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     return kind(status.message, field=field, metadata=metadata, retry_after=retry_after)
+
+
+def _kind_of_code(number: int) -> type[NabladError]:
+    by_number = {code.value[0]: code for code in grpc.StatusCode}
+    return _BY_CODE.get(by_number.get(number, grpc.StatusCode.UNKNOWN), NabladError)
 
 
 def _cut(text: str, limit: int) -> str:

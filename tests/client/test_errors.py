@@ -5,30 +5,48 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 
 from nablad import errors
-from nablad.errors import _BY_REASON, NabladError, from_status, to_status
+from nablad.errors import _BY_REASON, NabladError, from_status, from_wire, to_status, to_wire
+from nablad.v1 import error_pb2
 
 
 @pytest.mark.parametrize("kind", _BY_REASON.values(), ids=lambda kind: kind.__name__)
 def test_every_error_arrives_as_it_was_raised(kind: type[NabladError]) -> None:
     sent = kind("what was given", field="inputs[0].name", metadata={"input": "x"}, retry_after=0.25)
-    got = from_status(status_pb2.Status.FromString(to_status(sent).SerializeToString()))
-    assert type(got) is kind
-    assert (got.message, got.field, got.metadata, got.retry_after) == (sent.message, sent.field, sent.metadata, 0.25)
+    for got in (
+        from_status(status_pb2.Status.FromString(to_status(sent).SerializeToString())),
+        from_wire(error_pb2.Error.FromString(to_wire(sent).SerializeToString())),
+    ):
+        assert type(got) is kind
+        assert (got.message, got.field, got.metadata, got.retry_after) == (
+            sent.message,
+            sent.field,
+            sent.metadata,
+            0.25,
+        )
 
 
 def test_an_unknown_reason_is_its_status_code() -> None:
     status = to_status(errors.WrongShape("m"))
     status.details[0].value = status.details[0].value.replace(b"WRONG_SHAPE", b"OTHER_SHAPE")
     assert type(from_status(status)) is errors.InvalidArgument
+    sent = to_wire(errors.WrongShape("m"))
+    sent.reason = 999  # type: ignore[assignment]  # of a server newer than this client
+    assert type(from_wire(error_pb2.Error.FromString(sent.SerializeToString()))) is errors.InvalidArgument
+
+
+def test_an_error_without_a_reason_is_its_status_code() -> None:
+    assert type(from_wire(to_wire(errors.NotFound("m")))) is errors.NotFound
 
 
 def test_an_unknown_code_is_a_nablad_error() -> None:
     assert type(from_status(status_pb2.Status(code=code_pb2.DATA_LOSS, message="m"))) is NabladError
+    assert type(from_wire(error_pb2.Error(code=99, message="m"))) is NabladError
 
 
 def test_details_stay_under_4_kib() -> None:
     error = errors.UnknownInput("é" * 10_000, field="f" * 10_000, metadata={"input": "x" * 10_000})
     assert to_status(error).ByteSize() < 4096
+    assert to_wire(error).ByteSize() < 4096
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,422 @@
+"""Many calls at once over one stream, for asyncio."""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import grpc
+
+from nablad import _calls, results
+from nablad._aio_stream import PipelineFuture, Stream
+from nablad._arguments import Batched
+from nablad._calls import MISSING, Mode, Names, Operator
+from nablad._intake import Intake, Question
+from nablad._map import AHEAD_POINTS, Ahead, Mapped, Piece, cut
+from nablad._packing import Chunk, Single
+from nablad._plans import Plans, key_of, rows
+from nablad.errors import NabladError
+
+_R = TypeVar("_R", bound=results.Result)
+
+
+class Pipeline:
+    """Many calls at once over one stream: calls of one kind that wait together travel and are computed as one.
+
+    Its operators take what those of the client take, and give a future at once (an `asyncio.Future`).
+    Calls of one kind, which differ in the numbers alone, share an operation if no argument is a structure or `batched`;
+    the arrays of their results are parts of arrays that they share. Arguments may be changed as soon as a call is made.
+
+    Use it in an `async with` statement: leaving the block waits for all answers, or cancels what is open if an
+    exception is the reason. Calls never wait; `await pipeline.drain()` now and then keeps what is unsent below 65,536
+    points and 64 MiB.
+
+    Futures raise what the client's calls raise. `Future.cancel` works until the answer is there. A `timeout` counts
+    from the call on. If the connection breaks, what is not answered is asked for again, as often as calls are; if that
+    does not help, all futures that are open fail, and later calls try anew.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        plans: Plans,
+        describe: Callable[[str], Awaitable[results.FunctionInfo]],
+        *,
+        timeout: float | None,
+        retries: bool,
+    ) -> None:
+        """Made by `Client.pipeline`."""
+        self._intake = Intake(plans)
+        self._describe = describe
+        self._timeout = timeout
+        self._stream = Stream(channel, retries, self._intake.forget)
+        self._undescribed: dict[str, list[_Undescribed]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def evaluate(
+        self,
+        function: str,
+        *args: Any,
+        outputs: Names = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Evaluation]:
+        """A future of what `Client.evaluate` gives."""
+        return self._submit(
+            _calls.EVALUATE, function, args, named, timeout,
+            outputs=outputs, batched=batched,
+        )  # fmt: skip
+
+    def gradient(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Gradient]:
+        """A future of what `Client.gradient` gives."""
+        return self._submit(
+            _calls.GRADIENT, function, args, named, timeout,
+            wrt=wrt, output=output, mode=mode, batched=batched,
+        )  # fmt: skip
+
+    def jacobian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        outputs: Names = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Jacobian]:
+        """A future of what `Client.jacobian` gives."""
+        return self._submit(
+            _calls.JACOBIAN, function, args, named, timeout,
+            wrt=wrt, outputs=outputs, mode=mode, batched=batched,
+        )  # fmt: skip
+
+    def hessian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        columns: Names = None,
+        diagonal: bool = False,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Hessian]:
+        """A future of what `Client.hessian` gives."""
+        return self._submit(
+            _calls.HESSIAN, function, args, named, timeout,
+            wrt=wrt, columns=columns, diagonal=diagonal, output=output, mode=mode, batched=batched,
+        )  # fmt: skip
+
+    def hvp(
+        self,
+        function: str,
+        *args: Any,
+        tangent: Any = MISSING,
+        stacked: bool = False,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        tangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Hvp]:
+        """A future of what `Client.hvp` gives."""
+        return self._submit(
+            _calls.HVP, function, args, named, timeout,
+            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode, batched=batched,
+            tangent_batched=tangent_batched,
+        )  # fmt: skip
+
+    def jvp(
+        self,
+        function: str,
+        *args: Any,
+        tangent: Any = MISSING,
+        stacked: bool = False,
+        outputs: Names = None,
+        batched: Batched = False,
+        tangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Jvp]:
+        """A future of what `Client.jvp` gives."""
+        return self._submit(
+            _calls.JVP, function, args, named, timeout,
+            vector=tangent, stacked=stacked, outputs=outputs, batched=batched, tangent_batched=tangent_batched,
+        )  # fmt: skip
+
+    def vjp(
+        self,
+        function: str,
+        *args: Any,
+        cotangent: Any = MISSING,
+        stacked: bool = False,
+        wrt: Names = None,
+        batched: Batched = False,
+        cotangent_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Vjp]:
+        """A future of what `Client.vjp` gives."""
+        return self._submit(
+            _calls.VJP, function, args, named, timeout,
+            vector=cotangent, stacked=stacked, wrt=wrt, batched=batched, cotangent_batched=cotangent_batched,
+        )  # fmt: skip
+
+    def directional_derivative(
+        self,
+        function: str,
+        *args: Any,
+        direction: Any = MISSING,
+        output: str | None = None,
+        batched: Batched = False,
+        direction_batched: Batched | None = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.DirectionalDerivative]:
+        """A future of what `Client.directional_derivative` gives."""
+        return self._submit(
+            _calls.DIRECTIONAL_DERIVATIVE, function, args, named, timeout,
+            vector=direction, output=output, batched=batched, direction_batched=direction_batched,
+        )  # fmt: skip
+
+    def derivative(
+        self,
+        function: str,
+        *args: Any,
+        order: int = 1,
+        wrt: str | None = None,
+        outputs: Names = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Derivative]:
+        """A future of what `Client.derivative` gives."""
+        return self._submit(
+            _calls.DERIVATIVE, function, args, named, timeout,
+            order=order, wrt=wrt, outputs=outputs, batched=batched,
+        )  # fmt: skip
+
+    def map(
+        self,
+        operator: str,
+        function: str,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Any]:
+        """The results for many points, in their order, as they are taken.
+
+        Args:
+            operator: the name of a method: `"gradient"`, `"hessian"`, …
+            function: `name` or `name@version`.
+            iterables: one for each argument, zipped; an array is taken apart along its first axis. They are read ahead
+                by some thousand points.
+            timeout: seconds for each point, from the moment it is read.
+            options: the operator's options, and arguments by name, which are the same for all points.
+
+        Raises the error of the first point that fails; the others are given up, as when the iterator is closed.
+        """
+        timeout = self._timeout if timeout is None else timeout
+        mapped = Mapped(Pipeline, operator, function, timeout, options)
+        simple = [iterable for iterable in iterables if not isinstance(iterable, AsyncIterable)]
+        return self._mapped(mapped, tuple(simple)) if len(simple) == len(iterables) else self._fed(mapped, iterables)
+
+    async def drain(self) -> None:
+        """Waits until less is unsent than a pipeline holds back: 65,536 points, 64 MiB."""
+        await self._stream.drain()
+
+    async def close(self) -> None:
+        """Waits for all answers, and ends; calls made later raise RuntimeError."""
+        await self._stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self._stream.close()
+            return
+        for task in self._tasks:
+            task.cancel()
+        for waiting in self._undescribed.values():
+            for call in waiting:
+                call.future.cancel()
+        await self._stream.abort()
+
+    def _submit(
+        self, operator: Operator[_R], function: str, args: tuple[Any, ...], named: dict[str, Any],
+        timeout: float | None, *, vector: Any = MISSING, **options: Any,
+    ) -> asyncio.Future[_R]:  # fmt: skip
+        self._stream.check()
+        future = self._stream.future()
+        timeout = self._timeout if timeout is None else timeout
+        key, arguments = key_of(operator, function, args, named, vector=vector, options=options)
+        group = self._intake.find(key, timeout)
+        if group is not None:
+            self._stream.join(group, group.plan.data(arguments), future)
+            return future
+        question = Question(operator, function, args, named, vector, options)
+        call = _Undescribed(question, timeout, asyncio.get_running_loop().time(), future)
+        info = self._intake.plans.info(function)
+        if info is not None:
+            self._enter(info, call)
+            return future
+        # Until the description is there the arguments may change.
+        call = call._replace(
+            question=question._replace(
+                args=copy.deepcopy(args),
+                named=copy.deepcopy(named),
+                vector=vector if vector is MISSING else copy.deepcopy(vector),
+            )
+        )
+        self._stream.undescribed += 1
+        if function not in self._undescribed:
+            self._undescribed[function] = []
+            task = asyncio.get_running_loop().create_task(self._introduce(function))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._undescribed[function].append(call)
+        return future
+
+    async def _introduce(self, function: str) -> None:
+        """Gets the description of a function, and on with the calls that wait for it."""
+        info: results.FunctionInfo | None = None
+        failure: Exception | None = None
+        try:
+            info = await self._describe(function)
+        except NabladError as error:
+            failure = error
+        finally:
+            calls = self._undescribed.pop(function)
+            self._stream.undescribed -= len(calls)
+            for call in calls:
+                if not call.future.done() and info is not None:
+                    self._enter(info, call)
+                elif not call.future.done() and failure is not None:
+                    call.future.set_exception(failure)
+            self._stream.wake()
+
+    def _enter(self, info: results.FunctionInfo, call: "_Undescribed") -> None:
+        try:
+            begun = self._intake.begin(info, call.question, call.timeout, call.now, call.future)
+        except Exception as error:  # as of an Executor: what a call leads to is the future's to raise
+            call.future.set_exception(error)
+            return
+        if isinstance(begun, Single):
+            self._stream.begin(begun)
+        else:
+            self._stream.join(*begun, call.future)
+
+    async def _fed(
+        self, mapped: Mapped, iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]
+    ) -> AsyncIterator[Any]:
+        """Results of iterables that have to be awaited: what they gave is sent while they are."""
+        begun: asyncio.Queue[asyncio.Future[Any] | None] = asyncio.Queue(AHEAD_POINTS)
+        ask = getattr(self, mapped.operator.name)
+
+        async def feed() -> None:
+            try:
+                async for row in _zip(iterables):
+                    await begun.put(ask(mapped.function, *row, timeout=mapped.timeout, **mapped.keywords))
+                    await self.drain()
+            finally:
+                await begun.put(None)
+
+        feeder = asyncio.get_running_loop().create_task(feed())
+        try:
+            while (future := await begun.get()) is not None:
+                yield await future
+            await feeder
+        finally:
+            feeder.cancel()
+            while not begun.empty():
+                future = begun.get_nowait()
+                if future is not None:
+                    future.cancel()
+            await asyncio.wait([feeder])
+
+    async def _mapped(self, mapped: Mapped, iterables: tuple[Iterable[Any], ...]) -> AsyncIterator[Any]:
+        ahead: Ahead[PipelineFuture] = Ahead()
+        pieces = cut(iterables, asyncio.get_running_loop().time)
+        try:
+            while await self._read_ahead(mapped, pieces, ahead):
+                future = ahead.take()
+                chunk = future.operation if isinstance(future.operation, Chunk) else None
+                try:
+                    result = await future
+                except NabladError as error:
+                    parts = chunk.split(error, self._stream.future) if chunk is not None else []
+                    if not parts:
+                        raise
+                    ahead.put_back([self._begin(part) for part in parts])
+                else:
+                    if chunk is not None and chunk.points > 1:
+                        for row in rows(result, chunk.points):
+                            yield row
+                    else:
+                        yield result
+        finally:
+            ahead.cancel()
+
+    async def _read_ahead(self, mapped: Mapped, pieces: Iterator[Piece], ahead: Ahead[PipelineFuture]) -> bool:
+        """Begins two pieces for the one given out, and more while the next answer is not there; False at the end."""
+        begun = 0
+        while (
+            ahead.wanting
+            and (mapped.learnt or not ahead)
+            and (begun < 2 or ahead.waiting)
+            and (piece := next(pieces, None)) is not None
+        ):
+            info = self._intake.plans.info(mapped.function) or await self._describe(mapped.function)
+            chunks = mapped.chunks(info, piece, self._stream.future, asyncio.get_running_loop().time())
+            for chunk in chunks:
+                ahead.add(self._begin(chunk))
+            if not chunks:
+                ask = getattr(self, mapped.operator.name)
+                for row in piece.each():
+                    ahead.add(ask(mapped.function, *row, timeout=mapped.timeout, **mapped.keywords))
+            begun += 1
+        return bool(ahead)
+
+    def _begin(self, chunk: Chunk) -> PipelineFuture:
+        self._stream.begin(chunk)
+        future: PipelineFuture = chunk.futures[0]
+        return future
+
+
+class _Undescribed(NamedTuple):
+    """A call that was made at the time `now`, and may have to wait until its function is known."""
+
+    question: Question
+    timeout: float | None
+    now: float
+    future: PipelineFuture
+
+
+async def _zip(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> AsyncIterator[tuple[Any, ...]]:
+    sources = [aiter(it) if isinstance(it, AsyncIterable) else iter(it) for it in iterables]
+    end = object()
+    while True:
+        row = [await anext(it, end) if isinstance(it, AsyncIterator) else next(it, end) for it in sources]
+        if any(item is end for item in row):
+            return
+        yield tuple(row)
