@@ -1,5 +1,6 @@
 """The composition root: builds the parts, starts them in order, and takes them down in the reverse order."""
 
+import gc
 import os
 import signal
 import threading
@@ -123,6 +124,9 @@ class App:
         except Exception:
             self.stop()
             raise
+        # What is here now stays: the collector need not look at it again and again, least of all while callers wait.
+        gc.collect()
+        gc.freeze()
         self._gate.open()
         self._ready = True
         self._set_health(health_pb2.HealthCheckResponse.SERVING)

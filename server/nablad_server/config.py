@@ -122,11 +122,11 @@ class Settings(BaseSettings):
     )
     queue_bytes: int = Field(default=1 << 30, ge=1, description="Bytes of arguments that waiting calls may hold.")
     direct_microseconds: float = Field(
-        default=250.0,
+        default=100.0,
         ge=0,
-        description="A batch estimated to compute no longer than this runs at once in the thread that its calls "
-        "arrived in, when nothing of its kind waits: handing it to another thread and back would cost a good part of "
-        "that. 0 hands everything to the workers.",
+        description="A batch estimated to compute no longer than this for each of its calls, and than 5 ms in all, "
+        "runs at once in the thread that the calls arrived in, when nothing of its kind waits: handing it to another "
+        "thread and back would cost as much. 0 hands everything to the workers.",
     )
     programs: int = Field(
         default=1000,

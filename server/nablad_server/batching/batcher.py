@@ -54,29 +54,23 @@ class Batcher:
         whatever error the work gave.
         """
         now = self._clock()
+        # Others wait while this thread computes: not longer than for one heavy batch.
+        until = now + self._policy.heavy_seconds
         groups: dict[Hashable, list[Ticket]] = {}
         for ticket in tickets:
             if ticket.state is not State.NEW:
                 continue
             ticket.arrived = now
             if ticket.alone:
-                self._take([ticket])
+                self._take([ticket], until)
             elif ticket.key in groups:
                 groups[ticket.key].append(ticket)
             else:
                 groups[ticket.key] = [ticket]
-        limit = self._policy.max_points
         for group in groups.values():
             while group:
-                if len(group) == 1 or sum([ticket.points for ticket in group]) <= limit:
-                    self._take(group)
-                    break
-                count, points = 1, group[0].points
-                while points + group[count].points <= limit:
-                    points += group[count].points
-                    count += 1
-                self._take(group[:count])
-                group = group[count:]  # noqa: PLW2901 - what is left of it
+                taken = self._take(group[: _fitting(group, self._policy.max_points)], until)
+                group = group[taken:]  # noqa: PLW2901 - what is left of it
 
     def cancel(self, ticket: Ticket) -> bool:
         """Drops a ticket that is new or waits: no work will be done for it. False if it runs or has run."""
@@ -111,28 +105,35 @@ class Batcher:
             worker.join(None if finish_by is None else max(0.0, finish_by - time.monotonic()))
         return not any(worker.is_alive() for worker in self._workers)
 
-    def _take(self, group: Sequence[Ticket]) -> None:
-        """Runs a group of one key if it is light and nothing of its lane waits, else puts it into its lane."""
+    def _take(self, group: Sequence[Ticket], until: float) -> int:
+        """Runs the first of a group of one key if they are light and nothing of their lane waits, else lets all wait.
+
+        How many were dealt with.
+        """
         key = group[0].key
         # Read without the lock: at worst a group that could have run at once waits, or the other way round.
         if key not in self._lanes and not self._closed:
-            points = group[0].points if len(group) == 1 else sum([ticket.points for ticket in group])
             try:
-                prepared = self._runner.prepare(key, points, _nobody_waits)
+                prepared = self._runner.prepare(key, _points(group), _nobody_waits)
+                if prepared is not None and prepared.first < prepared.points and len(group) > 1:
+                    # Several executions: whoever rides in the first need not wait for the others.
+                    group = group[: _fitting(group, prepared.first)]
+                    prepared = self._runner.prepare(key, _points(group), _nobody_waits)
             except Exception as error:
                 for ticket in group:
                     ticket.done(_copied(_ours(error)))
-                return
-            if prepared is not None and self._policy.direct(prepared):
-                self._run_directly(prepared, group)
-                return
+                return len(group)
+            if prepared is not None and self._policy.direct(prepared, len(group)) and self._clock() <= until:
+                self._run_directly(prepared, group, until)
+                return len(group)
         for ticket in group:
             try:
                 self._offer(ticket)
             except NabladError as error:
                 ticket.done(error)
+        return len(group)
 
-    def _run_directly(self, prepared: Prepared, group: Sequence[Ticket]) -> None:
+    def _run_directly(self, prepared: Prepared, group: Sequence[Ticket], until: float) -> None:
         now = self._clock()
         for ticket in group:
             if ticket.deadline <= now:
@@ -141,7 +142,7 @@ class Batcher:
                     if late.deadline <= now:
                         late.done(_expired())
                 if rest:
-                    self._take(rest)
+                    self._take(rest, until)
                 return
         for ticket in group:
             ticket.state = State.RUNNING
@@ -224,17 +225,13 @@ class Batcher:
             self._prepared(key, error, seconds)
 
         try:
-            prepared = self._runner.prepare(key, sum([ticket.points for ticket in batch]), ready)
-            if prepared is not None and self._policy.heavy(prepared) and len(batch) > 1:
+            prepared = self._runner.prepare(key, _points(batch), ready)
+            if prepared is not None and prepared.first < prepared.points and len(batch) > 1:
                 # What would be computed later than the rest waits here, where it may still be cancelled or expire.
-                count, points = 1, batch[0].points
-                while count < len(batch) and points + batch[count].points <= prepared.first:
-                    points += batch[count].points
-                    count += 1
-                if count < len(batch):
-                    lane.put_back(batch[count:])
-                    del batch[count:]
-                    prepared = self._runner.prepare(key, points, ready)
+                count = _fitting(batch, prepared.first)
+                lane.put_back(batch[count:])
+                del batch[count:]
+                prepared = self._runner.prepare(key, _points(batch), ready)
         except Exception as error:
             self._preparing.discard(key)
             lane.put_back(batch)
@@ -280,7 +277,7 @@ class Batcher:
 
     def _run(self, prepared: Prepared, batch: Sequence[Ticket]) -> None:
         started = self._clock()
-        points = batch[0].points if len(batch) == 1 else sum([ticket.points for ticket in batch])
+        points = _points(batch)
         try:
             results = prepared([ticket.payload for ticket in batch])
             if len(results) != len(batch):
@@ -293,9 +290,9 @@ class Batcher:
                 self._run_alone(ticket)
             return
         seconds = self._clock() - started
-        self._observer.executed(batch[0].key, points, prepared.computed, seconds)
         for ticket, result in zip(batch, results, strict=True):
             ticket.done(Outcome(result, points, started - ticket.arrived, ticket.compile_seconds, seconds))
+        self._observer.executed(batch[0].key, points, prepared.computed, seconds)
 
     def _run_alone(self, ticket: Ticket) -> None:
         if ticket.deadline <= self._clock():
@@ -323,6 +320,19 @@ class Batcher:
     def _count(self, ticket: Ticket, sign: int) -> None:
         self._tickets += sign
         self._size += sign * ticket.size
+
+
+def _points(batch: Sequence[Ticket]) -> int:
+    return batch[0].points if len(batch) == 1 else sum([ticket.points for ticket in batch])
+
+
+def _fitting(batch: Sequence[Ticket], limit: int) -> int:
+    """How many of the first tickets have no more points together; one at least."""
+    count, points = 1, batch[0].points
+    while count < len(batch) and points + batch[count].points <= limit:
+        points += batch[count].points
+        count += 1
+    return count
 
 
 def _nobody_waits(error: NabladError | None, seconds: float) -> None:

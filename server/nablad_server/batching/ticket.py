@@ -79,12 +79,15 @@ class Prepared(Protocol):
     """A batch of a known number of points that can run now.
 
     Attributes:
+        points: how many it is for.
         computed: how many points it computes, padding included.
         first: how many of its points are computed first, before some others; all, if all are computed at once.
         seconds: an estimate of what that takes.
         calls_back: whether it may take longer than any estimate, because it calls code that is not ours.
     """
 
+    @property
+    def points(self) -> int: ...  # noqa: D102 - described above
     @property
     def computed(self) -> int: ...  # noqa: D102 - described above
     @property

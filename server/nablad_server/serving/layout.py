@@ -29,6 +29,7 @@ EXECUTION = pb.GradientResponse.DESCRIPTOR.fields_by_name["execution"].number
 """The number of the field `execution`, in every response."""
 
 DOT_ELEMENTS = 4096
+COPIED_BYTES = 4096
 
 MAX_COUNTS = 64
 """For so many numbers of points a layout remembers the bytes around the tensors."""
@@ -60,6 +61,7 @@ class Layout:
             (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
             for (field, named), specs in zip(groups.items(), result_specs(query), strict=True)
         ]
+        self._executed = delimited(1, query.function.reference.encode())
         self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
 
     def write(self, outcome: Outcome) -> tuple[list[Part], int]:
@@ -80,16 +82,17 @@ class Layout:
                 parts.extend(map(_elements, pieces))
                 parts.append(after)
                 length += size
-        execution = pb.Execution(
-            function=self.query.function.reference,
-            batch_points=outcome.batch_points,
-            queue_nanoseconds=int(outcome.queue_seconds * 1e9),
-            compile_nanoseconds=int(outcome.compile_seconds * 1e9),
-            compute_nanoseconds=int(outcome.compute_seconds * 1e9),
-        ).SerializeToString()
-        framed = prefix(EXECUTION, len(execution)) + execution
-        parts.append(framed)
-        return parts, length + len(framed)
+        execution = self._executed
+        for number, value in enumerate((
+            outcome.batch_points,
+            int(outcome.queue_seconds * 1e9),
+            int(outcome.compile_seconds * 1e9),
+            int(outcome.compute_seconds * 1e9),
+        ), 2):  # fmt: skip
+            if value:
+                execution += bytes((number << 3,)) + varint(value)
+        parts.append(prefix(EXECUTION, len(execution)) + execution)
+        return parts, length + len(parts[-1])
 
     def _framed(self, count: int) -> list[list[tuple[_Frame, _Frame]]]:
         return [
@@ -118,6 +121,8 @@ class Layout:
 
 
 def _elements(array: Array) -> Part:
+    if array.nbytes <= COPIED_BYTES:  # a copy costs less than a view
+        return array.tobytes()
     if array.dtype.kind == "V":  # bfloat16, which numpy does not know and will not lend as a buffer
         array = array.view(np.uint16)
     return array.data if array.flags.c_contiguous else array.tobytes()

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from nablad.errors import DuplicateName, InvalidOption, MalformedRequest, NabladError, to_wire
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
@@ -76,7 +78,7 @@ class Pipeline:
                         self._begin(message, field, now)
                     elif field.number == CANCELLED:
                         self._cancel(message, field)
-            except ValueError as error:
+            except (ValueError, DecodeError) as error:
                 self.dismiss(
                     MalformedRequest(f"{len(message)} bytes are not a well-formed nablad.v1.PipelineRequest: {error}")
                 )

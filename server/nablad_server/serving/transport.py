@@ -74,6 +74,9 @@ class Call:
         """Says where the call's events go, and receives the first message."""
         self.handler = handler
         self.receive()
+
+    def watch(self) -> None:
+        """Has `closed` called when the call is over."""
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_closed)
 
     def receive(self) -> None:
@@ -162,6 +165,9 @@ class Transport:
         self._open: set[Call] = set()
         self._expected = 0  # calls asked for and not yet come
         self._awaited: set[Call] = set()  # calls that have come, and whose first message is about to
+        self._new: list[
+            tuple[str, Call]
+        ] = []  # calls that have come, and what need not be done before they are answered
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="nablad-transport", daemon=True)
 
@@ -202,9 +208,8 @@ class Transport:
         self._expected -= 1
         if not event.success:  # the server stops
             return
-        if not self._stopping:
-            self._accept(name)
         call = Call(self, event)
+        self._new.append((name, call))
         self._open.add(call)
         if len(self._open) > self._max_calls:
             call.begin(_Refused())
@@ -213,20 +218,30 @@ class Transport:
         self._awaited.add(call)
         call.begin(self._methods[name](call))
 
+    def _deal(self) -> None:
+        """Has what has arrived dealt with; then does what could wait until that."""
+        self._together()
+        if self._new:
+            new, self._new = self._new, []
+            for name, call in new:
+                call.watch()
+                if not self._stopping:
+                    self._accept(name)
+
     def _run(self) -> None:
-        poll, together = self._queue.poll, self._together
+        poll = self._queue.poll
         gathered = 0
         while not (self._stopping and not self._expected and not self._open):
             # Nothing that has arrived waits for what is not under way; and for that not long.
             if gathered and (not self._awaited or gathered >= TOGETHER):
-                together()
+                self._deal()
                 gathered = 0
             event = poll(time.time() + (WAIT_SECONDS if gathered else 1.0))
             tag = event.tag
             if tag is None:
                 self._awaited.clear()  # what is late is not waited for again
                 if gathered:
-                    together()
+                    self._deal()
                     gathered = 0
                 continue
             try:
