@@ -1,10 +1,11 @@
 """A batcher between a puppet runner and a hand clock, and what its tests say to it."""
 
-from collections.abc import Callable
-from typing import Any
+import queue
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 from clock import HandClock
-from nablad.errors import Draining
+from nablad.errors import Draining, NabladError
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.policy import Policy
 from nablad_server.batching.ticket import Outcome, Ticket
@@ -13,57 +14,89 @@ from puppets import SAFETY, PuppetRunner
 NEVER = float("inf")
 
 
+class Asked(Ticket):
+    """A ticket that keeps what it came to.
+
+    Attributes:
+        answers: every Outcome or error that it was told: one, if all is well.
+    """
+
+    def __init__(self, key: Hashable, payload: Any, points: int = 1, size: int = 1, **options: Any) -> None:
+        self.answers: queue.SimpleQueue[Outcome | NabladError] = queue.SimpleQueue()
+        super().__init__(key, payload, points, size, self.answers.put, **options)
+
+
+class Execution(NamedTuple):
+    """What an observer was told."""
+
+    key: Hashable
+    points: int
+    computed: int
+    seconds: float
+
+
+class Observed:
+    """An observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.executions: list[Execution] = []
+
+    def executed(self, key: Any, points: int, computed: int, seconds: float) -> None:
+        """The Observer's method."""
+        self.executions.append(Execution(key, points, computed, seconds))
+
+
 class Bench:
-    """A batcher between a puppet runner and a clock that stands still."""
+    """A batcher between a puppet runner and a clock that stands still.
+
+    Unless the policy says otherwise it has the light worker alone, so that the order of executions is certain.
+    """
 
     def __init__(self, **policy: Any) -> None:
         self.clock = HandClock()
         self.runner = PuppetRunner(self.clock)
-        self.policy = Policy(**{"workers": 1, "direct_seconds": 0.0} | policy)
-        self.batcher = Batcher(self.runner, self.policy, self.clock)
+        self.observed = Observed()
+        self.policy = Policy(**{"heavy_workers": 0} | policy)
+        self.batcher = Batcher(self.runner, self.policy, self.observed, self.clock)
 
-    def submit(self, payload: Any, key: str = "key", **options: Any) -> Ticket:
+    def submit(self, payload: Any, key: str = "key", **options: Any) -> Asked:
+        """A ticket that arrives by itself."""
         ticket = self.ticket(payload, key, **options)
-        self.batcher.submit(ticket)
+        self.batcher.take([ticket])
         return ticket
 
-    def ticket(self, payload: Any, key: str = "key", points: int = 1, size: int = 1, **options: Any) -> Ticket:
-        return Ticket(key, payload, points, size, **options)
+    def ticket(self, payload: Any, key: str = "key", **options: Any) -> Asked:
+        return Asked(key, payload, **options)
 
-    def occupy(self) -> Ticket:
+    def occupy(self) -> Asked:
         """Makes every worker busy until the runner lets go."""
         self.runner.hold()
         before = len(self.runner.batches)
-        blockers = [self.submit("blocker", f"blocker {worker}") for worker in range(self.policy.workers)]
+        blockers = [self.submit("blocker", f"blocker {worker}") for worker in range(1 + self.policy.heavy_workers)]
         self.runner.await_batches(before + len(blockers))
         return blockers[0]
+
+    def await_lane(self, key: str) -> None:
+        """Waits until a worker has found a key not ready: asked for where it arrived, and again from its lane."""
+        self.runner.await_demand(key, 2)
 
     def batches(self) -> list[tuple[Any, ...]]:
         """The payloads of each execution, the blockers' aside."""
         return [batch.payloads for batch in self.runner.batches if batch.payloads != ("blocker",)]
 
 
-def outcome(ticket: Ticket) -> Outcome:
+def outcome(ticket: Asked) -> Outcome:
     """What a ticket came to."""
-    return ticket.future.result(SAFETY)
+    answer = ticket.answers.get(timeout=SAFETY)
+    if isinstance(answer, NabladError):
+        raise answer
+    return answer
 
 
-def error(ticket: Ticket) -> BaseException | None:
+def error(ticket: Asked) -> NabladError | None:
     """Why a ticket failed, if it did."""
-    return ticket.future.exception(SAFETY)
-
-
-class Until:
-    """Parks a call once its execution has begun."""
-
-    def __init__(self, runner: PuppetRunner) -> None:
-        self._runner = runner
-
-    def __enter__(self) -> None:
-        self._runner.await_batches(1)
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    answer = ticket.answers.get(timeout=SAFETY)
+    return answer if isinstance(answer, NabladError) else None
 
 
 Make = Callable[..., Bench]
@@ -71,9 +104,6 @@ Make = Callable[..., Bench]
 
 def draining(b: Bench) -> bool:
     """Whether the batcher takes on nothing new."""
-    try:
-        probe = b.submit("probe", "probe")
-    except Draining:
-        return True
+    probe = b.submit("probe", "probe")
     b.batcher.cancel(probe)
-    return False
+    return not probe.answers.empty() and isinstance(error(probe), Draining)

@@ -1,15 +1,19 @@
 """A Runner whose every move the test decides."""
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clock import HandClock
 from nablad.errors import NabladError
-from nablad_server.batching.ticket import Done, Prepared
+from nablad_server.batching.ticket import Done
 
 SAFETY = 30.0
 """Seconds after which something that must happen is taken not to happen. No test that passes waits for it."""
+
+MEDIUM = 1e-3
+"""Seconds: too much to run where calls arrive, and not heavy, by the policy's defaults."""
 
 
 class Batch(NamedTuple):
@@ -20,6 +24,21 @@ class Batch(NamedTuple):
     thread: int
 
 
+@dataclass(frozen=True)
+class PuppetPrepared:
+    """What the runner says of a batch, and what runs it."""
+
+    points: int
+    computed: int
+    first: int
+    seconds: float
+    calls_back: bool
+    execute: Callable[[Sequence[Any]], Sequence[Any]]
+
+    def __call__(self, payloads: Sequence[Any], /) -> Sequence[Any]:
+        return self.execute(payloads)
+
+
 class PuppetRunner:
     """Answers each payload with `("done", payload)`.
 
@@ -28,6 +47,10 @@ class PuppetRunner:
         batches: the executions begun, in order.
         failing: payloads that make the whole execution raise, and what it raises.
         refusing: keys whose preparation raises, and what it raises.
+        estimates: how long an execution of a key is said to take; MEDIUM if it is not here.
+        calling_back: keys said to call back.
+        first: for each number of points of a key, how many the first of several executions is said to hold at most.
+        padding: how many points more than asked for an execution of a key is said to compute.
         seconds: how far an execution of a key moves the clock.
     """
 
@@ -37,14 +60,17 @@ class PuppetRunner:
         self.batches: list[Batch] = []
         self.failing: dict[Any, Exception] = {}
         self.refusing: dict[Hashable, Exception] = {}
+        self.estimates: dict[Hashable, float] = {}
+        self.calling_back: set[Hashable] = set()
+        self.first: dict[Hashable, dict[int, int]] = {}
+        self.padding: dict[Hashable, int] = {}
         self.seconds: dict[Hashable, float] = {}
         self._clock = clock
         self._condition = threading.Condition()
         self._cold: dict[Hashable, list[Done]] = {}
-        self._held = False
-        self._permits = 0
+        self._holds: Callable[[Hashable], bool] = lambda _: False
 
-    def prepare(self, key: Any, points: int, done: Done) -> Prepared | None:
+    def prepare(self, key: Any, points: int, done: Done, /) -> PuppetPrepared | None:
         """The Runner's method."""
         with self._condition:
             self.asked.append((key, points))
@@ -54,23 +80,25 @@ class PuppetRunner:
                 self._cold[key].append(done)
                 self._condition.notify_all()
                 return None
-        return lambda payloads: self._execute(key, payloads)
+        return PuppetPrepared(
+            points=points,
+            first=min(points, self.first.get(key, {}).get(points, points)),
+            computed=points + self.padding.get(key, 0),
+            seconds=self.estimates.get(key, MEDIUM),
+            calls_back=key in self.calling_back,
+            execute=lambda payloads: self._execute(key, payloads),
+        )
 
-    def hold(self) -> None:
-        """From now on each execution waits for a release."""
+    def hold(self, keys: Collection[Hashable] | None = None) -> None:
+        """From now on executions of these keys, or of all, wait until they are let go; no others do."""
         with self._condition:
-            self._held, self._permits = True, 0
-
-    def release(self, executions: int = 1) -> None:
-        """Lets so many executions go on."""
-        with self._condition:
-            self._permits += executions
+            self._holds = (lambda _: True) if keys is None else (lambda key: key in keys)
             self._condition.notify_all()
 
     def let_go(self) -> None:
         """Lets all executions go on, now and later."""
         with self._condition:
-            self._held = False
+            self._holds = lambda _: False
             self._condition.notify_all()
 
     def make_cold(self, key: Hashable) -> None:
@@ -90,9 +118,9 @@ class PuppetRunner:
         self._await(lambda: len(self.batches) >= count)
         return self.batches[:count]
 
-    def await_demand(self, key: Hashable) -> None:
-        """Waits until somebody waits for a cold key."""
-        self._await(lambda: bool(self._cold.get(key)))
+    def await_demand(self, key: Hashable, count: int) -> None:
+        """Waits until a cold key was asked for so many times."""
+        self._await(lambda: len(self._cold.get(key, ())) >= count)
 
     def executed(self) -> list[Any]:
         """The payloads of all executions, in order."""
@@ -107,10 +135,8 @@ class PuppetRunner:
         with self._condition:
             self.batches.append(Batch(key, tuple(payloads), threading.get_ident()))
             self._condition.notify_all()
-            if not self._condition.wait_for(lambda: not self._held or self._permits > 0, SAFETY):
-                raise AssertionError("nobody released this execution")
-            if self._held:
-                self._permits -= 1
+            if not self._condition.wait_for(lambda: not self._holds(key), SAFETY):
+                raise AssertionError("nobody let this execution go")
         if self._clock is not None:
             self._clock.advance(self.seconds.get(key, 0.0))
         for payload in payloads:

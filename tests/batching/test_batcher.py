@@ -1,23 +1,13 @@
-import contextlib
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from bench import Make, Until, draining, error, outcome
-from nablad.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
-    FunctionFailed,
-    Internal,
-    QueueFull,
-)
+from bench import Asked, Make, Observed, draining, error, outcome
+from nablad.errors import DeadlineExceeded, Draining, FunctionFailed, Internal, QueueFull
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.policy import Policy
-from nablad_server.batching.ticket import Outcome, Ticket
+from nablad_server.batching.ticket import Outcome
 from puppets import SAFETY, PuppetRunner
 
 
@@ -55,6 +45,22 @@ def test_batches_hold_no_more_points_than_allowed_and_the_earliest_deadlines_fir
     assert b.batches() == [("b", "d"), ("c", "a")]
 
 
+def test_what_would_run_in_a_later_execution_waits_on_and_can_be_cancelled(bench: Make) -> None:
+    b = bench()
+    b.runner.first["key"] = dict.fromkeys(range(20), 2)
+    b.occupy()
+    tickets = [b.submit(name) for name in "abcd"]
+    b.runner.hold(["key"])
+    b.runner.await_batches(2)
+
+    assert b.batches() == [("a", "b")]
+    assert b.batcher.cancel(tickets[2])
+    b.runner.let_go()
+
+    assert [outcome(tickets[index]).batch_points for index in (0, 1, 3)] == [2, 2, 1]
+    assert b.batches() == [("a", "b"), ("d",)]
+
+
 def test_tickets_that_must_be_alone_are(bench: Make) -> None:
     b = bench()
     b.occupy()
@@ -74,9 +80,9 @@ def test_only_the_culprit_of_a_failed_batch_fails(bench: Make) -> None:
     b.runner.let_go()
 
     assert error(tickets["bad"]) is b.runner.failing["bad"]
-    for name in "abc":
-        assert outcome(tickets[name]).result == ("done", name)
-        assert outcome(tickets[name]).batch_points == 1
+    outcomes = [outcome(tickets[name]) for name in "abc"]
+    assert [got.result for got in outcomes] == [("done", name) for name in "abc"]
+    assert [got.batch_points for got in outcomes] == [1, 1, 1]
     assert b.batches() == [("a", "b", "bad", "c"), ("a",), ("b",), ("bad",), ("c",)]
 
 
@@ -127,50 +133,9 @@ def test_work_whose_deadline_has_passed_is_not_taken_on(bench: Make) -> None:
     b = bench()
     b.clock.advance(4.0)
 
-    with pytest.raises(DeadlineExceeded):
-        b.submit("late", deadline=4.0)
+    assert isinstance(error(b.submit("late", deadline=4.0)), DeadlineExceeded)
     assert b.batcher.waiting() == 0
-
-
-def test_a_call_gives_up_at_its_deadline_and_its_work_is_not_done(bench: Make) -> None:
-    b = bench()
-    b.occupy()
-
-    with pytest.raises(DeadlineExceeded, match="none was done"):
-        b.batcher.call(b.ticket("late", deadline=0.001))
-    b.runner.let_go()
-    outcome(b.submit("next"))
-
-    assert b.batches() == [("next",)]
-
-
-def test_a_call_whose_work_is_under_way_at_its_deadline_says_so(bench: Make) -> None:
-    b = bench()
-    b.runner.hold()
-
-    # The clock stands still, so that the ticket is in time whenever the worker takes it.
-    with pytest.raises(DeadlineExceeded, match="under way"):
-        b.batcher.call(b.ticket("slow", deadline=0.2), parked=Until(b.runner))
-
-
-def test_a_waiting_call_is_parked_and_no_longer(bench: Make) -> None:
-    b = bench()
-    b.occupy()
-    parked, left = threading.Event(), threading.Event()
-
-    @contextlib.contextmanager
-    def parking() -> Iterator[None]:
-        parked.set()
-        yield
-        left.set()
-
-    with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(b.batcher.call, b.ticket("a"), parking())
-        assert parked.wait(SAFETY)
-        assert not left.is_set()
-        b.runner.let_go()
-        assert call.result(SAFETY).result == ("done", "a")
-    assert left.is_set()
+    assert b.batches() == []
 
 
 def test_a_cancelled_ticket_is_never_run_and_the_others_are(bench: Make) -> None:
@@ -184,25 +149,8 @@ def test_a_cancelled_ticket_is_never_run_and_the_others_are(bench: Make) -> None
 
     assert outcome(tickets["a"]).result == ("done", "a")
     assert outcome(tickets["c"]).result == ("done", "c")
-    assert tickets["b"].future.cancelled()
+    assert tickets["b"].answers.empty(), "who cancels is told nothing"
     assert b.batches() == [("a", "c")]
-
-
-def test_a_cancelled_call_raises_cancelled(bench: Make) -> None:
-    b = bench()
-    b.occupy()
-    ticket, parked = b.ticket("gone"), threading.Event()
-
-    @contextlib.contextmanager
-    def parking() -> Iterator[None]:
-        parked.set()
-        yield
-
-    with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(b.batcher.call, ticket, parking())
-        assert parked.wait(SAFETY)
-        assert b.batcher.cancel(ticket) is True
-        assert isinstance(call.exception(SAFETY), Cancelled)
 
 
 def test_cancelling_what_runs_or_has_run_changes_nothing(bench: Make) -> None:
@@ -233,9 +181,10 @@ def test_a_full_queue_refuses_and_says_when_to_retry(bench: Make, limit: dict[st
     first = b.submit("a", "one", size=10)
     b.submit("b", "two", size=10)
 
-    with pytest.raises(QueueFull, match=message) as refused:
-        b.submit("c", "three", size=10)
-    assert refused.value.retry_after == 0.25
+    refused = error(b.submit("c", "three", size=10))
+    assert isinstance(refused, QueueFull)
+    assert message in refused.message
+    assert refused.retry_after == 0.25
 
     b.batcher.cancel(first)
     third = b.submit("c", "three", size=10)
@@ -257,8 +206,7 @@ def test_closing_finishes_what_waits_and_takes_nothing_on(bench: Make) -> None:
 
     assert [outcome(ticket).result for ticket in tickets] == [("done", name) for name in "abcde"]
     assert b.batcher.waiting() == 0
-    with pytest.raises(Draining):
-        b.batcher.call(b.ticket("late"))
+    assert isinstance(error(b.submit("late")), Draining)
 
 
 def test_a_stream_of_expensive_work_does_not_starve_cheap_work(bench: Make) -> None:
@@ -273,14 +221,31 @@ def test_a_stream_of_expensive_work_does_not_starve_cheap_work(bench: Make) -> N
     assert [name for (name,) in b.batches()] == ["h0", "g0", "g1", "g2", "g3", "g4", "h1", "h2"]
 
 
-def test_a_ticket_cancelled_before_it_is_submitted_is_never_run(bench: Make) -> None:
-    made = bench()
-    ticket = made.ticket("gone")
-    assert made.batcher.cancel(ticket)
-    with pytest.raises(Cancelled):
-        made.batcher.submit(ticket)
-    assert made.batcher.waiting() == 0
-    assert made.runner.batches == []
+def test_a_ticket_cancelled_before_it_is_taken_on_is_never_run(bench: Make) -> None:
+    b = bench()
+    gone, stays = b.ticket("gone"), b.ticket("stays")
+
+    assert b.batcher.cancel(gone)
+    b.batcher.take([gone, stays])
+
+    assert outcome(stays).result == ("done", "stays")
+    assert gone.answers.empty()
+    assert b.batches() == [("stays",)]
+
+
+def test_whoever_observes_is_told_of_each_execution_and_its_padding(bench: Make) -> None:
+    b = bench()
+    b.runner.seconds["key"], b.runner.padding["key"] = 0.5, 3
+    b.runner.failing["bad"] = FunctionFailed("raised by bad")
+    b.occupy()
+    tickets = [b.submit("a", points=2), b.submit("b", points=3)]
+    b.runner.let_go()
+    for ticket in tickets:
+        outcome(ticket)
+    error(b.submit("bad"))
+    b.batcher.close()
+
+    assert [execution for execution in b.observed.executions if execution.key == "key"] == [("key", 5, 8, 0.5)]
 
 
 def test_a_runner_that_loses_a_result_fails_the_call_and_not_the_worker() -> None:
@@ -288,11 +253,11 @@ def test_a_runner_that_loses_a_result_fails_the_call_and_not_the_worker() -> Non
         def _execute(self, key: Any, payloads: Any) -> Any:
             return [] if payloads[0] == "lost" else super()._execute(key, payloads)
 
-    batcher = Batcher(Forgetful(), Policy(workers=1, direct_seconds=0.0))
-    lost, next_one = Ticket("key", "lost", 1, 1), Ticket("key", "next", 1, 1)
-    batcher.submit(lost)
+    batcher = Batcher(Forgetful(), Policy(heavy_workers=0), Observed())
+    lost, next_one = Asked("key", "lost"), Asked("key", "next")
+    batcher.take([lost])
     with pytest.raises(Internal, match="0 results for 1 calls"):
-        lost.future.result(SAFETY)
-    batcher.submit(next_one)
+        outcome(lost)
+    batcher.take([next_one])
     assert outcome(next_one).result == ("done", "next")
     batcher.close()

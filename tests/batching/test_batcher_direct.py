@@ -1,140 +1,291 @@
-import contextlib
+"""What is light runs in the thread that it arrived in, together with what arrived with it."""
+
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bench import Bench, Make, outcome
-from nablad.errors import (
-    DeadlineExceeded,
-    FunctionFailed,
-    NabladError,
-)
-from nablad_server.batching.ticket import Outcome, Ticket
-from puppets import SAFETY
+from bench import NEVER, Asked, Bench, Make, error, outcome
+from nablad.errors import CompileFailed, DeadlineExceeded, Draining, FunctionFailed, Internal
+from puppets import MEDIUM, SAFETY
+
+LIGHT = 5e-5
 
 
-def learn(b: Bench, seconds: float, key: str = "key") -> None:
-    """Has the batcher measure that one point of a key takes so long."""
-    b.runner.seconds[key] = seconds
-    outcome(b.submit("first", key))
-    b.runner.batches.clear()
+def light(b: Bench, *keys: str) -> None:
+    """Has the runner say that these keys are light."""
+    b.runner.estimates |= dict.fromkeys(keys or ["key"], LIGHT)
 
 
 def test_light_work_runs_in_the_callers_thread(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
+    b = bench()
+    light(b)
+    b.runner.seconds["key"] = LIGHT
 
-    got = b.batcher.call(b.ticket("light"))
+    got = outcome(b.submit("light"))
 
     assert b.runner.batches[0].thread == threading.get_ident()
     assert got.result == ("done", "light")
     assert (got.batch_points, got.queue_seconds, got.compile_seconds) == (1, 0.0, 0.0)
-    assert got.compute_seconds == pytest.approx(5e-5)
+    assert got.compute_seconds == pytest.approx(LIGHT)
 
 
-@pytest.mark.parametrize("seconds", [2e-4, None])
-def test_heavy_work_and_work_of_unknown_cost_run_in_a_worker(bench: Make, seconds: float | None) -> None:
-    b = bench(direct_seconds=1e-4)
-    if seconds is not None:
-        learn(b, seconds)
+@pytest.mark.parametrize("seconds", [MEDIUM, 1.0])
+def test_other_work_runs_in_a_worker(bench: Make, seconds: float) -> None:
+    b = bench(heavy_workers=1)
+    b.runner.estimates["key"] = seconds
 
-    b.batcher.call(b.ticket("a"))
+    assert outcome(b.submit("a")).result == ("done", "a")
 
     assert b.runner.batches[0].thread != threading.get_ident()
 
 
-def test_light_work_joins_what_waits_in_its_lane(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
-    b.occupy()
-    waiting = b.submit("waits")
-    parked = threading.Event()
+def test_what_calls_back_never_runs_in_the_callers_thread_however_light_it_seems(bench: Make) -> None:
+    b = bench(heavy_workers=1)
+    light(b)
+    b.runner.calling_back.add("key")
+    tickets = [b.ticket(name) for name in "abc"]
 
-    @contextlib.contextmanager
-    def parking() -> Iterator[None]:
-        parked.set()
-        yield
+    b.batcher.take(tickets)
+    for ticket in tickets:
+        outcome(ticket)
+    outcome(b.submit("later"))
 
-    with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(b.batcher.call, b.ticket("joins"), parking())
-        assert parked.wait(SAFETY)
-        b.runner.let_go()
-        assert call.result(SAFETY).batch_points == 2
-    assert outcome(waiting).batch_points == 2
+    assert threading.get_ident() not in {batch.thread for batch in b.runner.batches}
+
+
+def test_heavy_work_never_occupies_the_light_worker(bench: Make) -> None:
+    b = bench(heavy_workers=2)
+    heavy = ["heavy 0", "heavy 1", "calls back"]
+    b.runner.estimates |= {"heavy 0": 1.0, "heavy 1": 1.0}
+    b.runner.calling_back.add("calls back")
+    b.runner.hold(heavy)
+    first = [b.submit(key, key) for key in heavy[:2]]
+    b.runner.await_batches(2)
+    third = b.submit("calls back", "calls back")
+
+    assert outcome(b.submit("a", "medium")).result == ("done", "a")
+    assert "calls back" not in b.runner.executed(), "all workers for heavy work are held"
+    b.runner.let_go()
+    for ticket in [*first, third]:
+        outcome(ticket)
+
+    threads = {key: batch.thread for batch in b.runner.batches for key in batch.payloads}
+    assert threads["a"] not in {threads[key] for key in heavy}
+
+
+def test_what_arrives_together_and_asks_the_same_runs_together(bench: Make) -> None:
+    b = bench()
+    light(b, "x", "y")
+    tickets = [b.ticket(name, key, points=2) for name, key in zip("abcde", "xyxyx", strict=True)]
+
+    b.batcher.take(tickets)
+
+    outcomes = [outcome(ticket) for ticket in tickets]
+    assert b.batches() == [("a", "c", "e"), ("b", "d")]
+    assert b.runner.asked == [("x", 6), ("y", 4)]
+    assert [got.result for got in outcomes] == [("done", name) for name in "abcde"]
+    assert [got.batch_points for got in outcomes] == [6, 4, 6, 4, 6]
+    assert {batch.thread for batch in b.runner.batches} == {threading.get_ident()}
+
+
+def test_what_arrives_together_holds_no_more_points_than_a_batch_may(bench: Make) -> None:
+    b = bench(max_points=4)
+    light(b)
+    tickets = [b.ticket(name, points=points) for name, points in zip("abcdef", (2, 2, 1, 9, 3, 1), strict=True)]
+
+    b.batcher.take(tickets)
+
+    assert b.batches() == [("a", "b"), ("c",), ("d",), ("e", "f")]
+    assert [outcome(ticket).result for ticket in tickets] == [("done", name) for name in "abcdef"]
+
+
+def test_what_must_be_alone_is_alone_among_what_arrives_with_it(bench: Make) -> None:
+    b = bench()
+    light(b)
+    tickets = [b.ticket(name, alone=name in "bc") for name in "abcd"]
+
+    b.batcher.take(tickets)
+
+    assert sorted(b.batches()) == [("a", "d"), ("b",), ("c",)]
+    assert [outcome(ticket).result for ticket in tickets] == [("done", name) for name in "abcd"]
+
+
+def test_an_expired_ticket_among_what_arrives_together_is_not_run(bench: Make) -> None:
+    b = bench()
+    light(b)
+    b.clock.advance(4.0)
+    tickets = {name: b.ticket(name, deadline=deadline) for name, deadline in zip("abcd", (9, 4, 5, 3), strict=True)}
+
+    b.batcher.take(list(tickets.values()))
+
+    assert b.batches() == [("a", "c")]
+    assert all(isinstance(error(tickets[name]), DeadlineExceeded) for name in "bd")
+    assert [outcome(tickets[name]).batch_points for name in "ac"] == [2, 2]
+
+
+def test_none_is_lost_when_what_is_left_of_a_group_runs_in_parts(bench: Make) -> None:
+    b = bench()
+    light(b)
+    tickets = {name: b.ticket(name, deadline=0.0 if name == "late" else NEVER) for name in ("a", "late", "b", "c")}
+    b.runner.first["key"] = {4: 4, 3: 1, 2: 1, 1: 1}  # four fit into one execution, three do not
+
+    b.batcher.take(list(tickets.values()))
+
+    assert isinstance(error(tickets["late"]), DeadlineExceeded)
+    assert [outcome(tickets[name]).result for name in "abc"] == [("done", name) for name in "abc"]
+    assert b.batches() == [("a",), ("b",), ("c",)]
+
+
+def test_of_several_executions_each_is_answered_when_it_is_done(bench: Make) -> None:
+    b = bench()
+    light(b)
+    b.runner.first["key"] = dict.fromkeys(range(20), 3)
+    b.runner.seconds["key"] = 1e-3
+    tickets = [b.ticket(name, points=points) for name, points in zip("abcd", (2, 1, 2, 9), strict=True)]
+
+    b.batcher.take(tickets)
+
+    assert b.batches() == [("a", "b"), ("c",), ("d",)]
+    outcomes = [outcome(ticket) for ticket in tickets]
+    assert [got.batch_points for got in outcomes] == [3, 3, 2, 9]
+    assert [got.queue_seconds for got in outcomes] == pytest.approx([0, 0, 1e-3, 2e-3])
+
+
+def test_what_arrives_together_keeps_the_thread_no_longer_than_a_heavy_batch(bench: Make) -> None:
+    b = bench(heavy_seconds=1.0)
+    light(b, "x", "y", "z")
+    b.runner.seconds |= {"x": 0.9, "y": 0.9}
+    tickets = [b.ticket(key, key) for key in "xyz"]
+
+    b.batcher.take(tickets)
+
+    assert [outcome(ticket).result for ticket in tickets] == [("done", key) for key in "xyz"]
+    here = [batch.payloads for batch in b.runner.batches if batch.thread == threading.get_ident()]
+    assert here == [("x",), ("y",)]
+
+
+@pytest.mark.parametrize(("calls", "here"), [(9, False), (10, True)])
+def test_what_costs_no_more_for_each_call_than_handing_it_over_runs_where_it_arrived(
+    bench: Make, calls: int, here: bool
+) -> None:
+    b = bench(direct_seconds=MEDIUM / 10)
+    tickets = [b.ticket(index) for index in range(calls)]
+
+    b.batcher.take(tickets)
+    for ticket in tickets:
+        outcome(ticket)
+
+    assert {batch.thread == threading.get_ident() for batch in b.runner.batches} == {here}
 
 
 def test_light_work_whose_deadline_has_passed_is_not_run(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
+    b = bench()
+    light(b)
 
-    with pytest.raises(DeadlineExceeded):
-        b.batcher.call(b.ticket("late", deadline=b.clock()))
+    assert isinstance(error(b.submit("late", deadline=b.clock())), DeadlineExceeded)
     assert b.batches() == []
 
 
-def test_light_work_that_is_not_ready_waits_in_its_lane(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
-    b.runner.make_cold("key")
-    with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(b.batcher.call, b.ticket("a"))
-        b.runner.await_demand("key")
-        b.runner.finish("key")
-        # The worker may have asked only after the key was ready: either way the call is answered.
-        assert call.result(SAFETY).result == ("done", "a")
-
-
-def test_light_work_that_fails_raises_its_error(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
+def test_of_a_group_that_fails_each_runs_alone_and_only_the_culprit_fails(bench: Make) -> None:
+    b = bench()
+    light(b)
     b.runner.failing["bad"] = FunctionFailed("raised by bad")
+    tickets = {name: b.ticket(name) for name in ("a", "bad", "b", "c")}
 
-    with pytest.raises(FunctionFailed, match="raised by bad"):
-        b.batcher.call(b.ticket("bad"))
+    b.batcher.take(list(tickets.values()))
 
-
-def test_work_that_proves_heavier_than_estimated_goes_to_a_worker_again(bench: Make) -> None:
-    b = bench(direct_seconds=1e-4)
-    learn(b, 5e-5)
-    b.runner.seconds["key"] = 1.0
-    b.batcher.call(b.ticket("a"))
-
-    b.batcher.call(b.ticket("b"))
-
-    assert [batch.thread == threading.get_ident() for batch in b.runner.batches] == [True, False]
+    assert b.batches() == [("a", "bad", "b", "c"), ("a",), ("bad",), ("b",), ("c",)]
+    assert error(tickets["bad"]) is b.runner.failing["bad"]
+    assert [outcome(tickets[name]).result for name in "abc"] == [("done", name) for name in "abc"]
+    assert {batch.thread for batch in b.runner.batches} == {threading.get_ident()}
 
 
-THREADS, CALLS = 8, 60
+def test_light_work_that_cannot_be_prepared_is_told_so_each_with_its_own_error(bench: Make) -> None:
+    b = bench()
+    b.runner.refusing["key"] = CompileFailed("cannot be")
+    tickets = [b.ticket(name) for name in "ab"]
+
+    b.batcher.take(tickets)
+
+    one, other = map(error, tickets)
+    assert isinstance(one, CompileFailed)
+    assert isinstance(other, CompileFailed)
+    assert one is not other
 
 
-def test_under_random_load_everything_resolves_exactly_once(bench: Make) -> None:
-    b = bench(workers=3, max_points=8, direct_seconds=1e-4, max_tickets=10_000)
+def test_a_defect_of_the_runner_is_internal_with_its_cause(bench: Make) -> None:
+    b = bench()
+    light(b)
+    b.runner.failing["bad"] = ZeroDivisionError("in the runner")
+
+    failed = error(b.submit("bad"))
+
+    assert isinstance(failed, Internal)
+    assert failed.__cause__ is b.runner.failing["bad"]
+    assert outcome(b.submit("good")).result == ("done", "good")
+
+
+def test_light_work_joins_what_waits_in_its_lane(bench: Make) -> None:
+    b = bench()
+    b.occupy()
+    waiting = b.submit("waits")
+    light(b)
+
+    joins = b.submit("joins")
+    assert b.batcher.waiting() == 2
+    b.runner.let_go()
+
+    assert (outcome(waiting).batch_points, outcome(joins).batch_points) == (2, 2)
+
+
+def test_light_work_that_is_not_ready_waits_in_its_lane(bench: Make) -> None:
+    b = bench()
+    light(b)
+    b.runner.make_cold("key")
+    ticket = b.submit("a")
+    b.await_lane("key")
+
+    assert ticket.answers.empty()
+    b.runner.finish("key")
+
+    assert outcome(ticket).result == ("done", "a")
+
+
+def test_a_closed_batcher_runs_nothing_directly(bench: Make) -> None:
+    b = bench()
+    light(b)
+    b.batcher.close()
+
+    assert isinstance(error(b.submit("late")), Draining)
+    assert b.batches() == []
+
+
+THREADS, ROUNDS = 8, 30
+
+
+def test_under_random_load_everything_is_answered_exactly_once(bench: Make) -> None:
+    b = bench(heavy_workers=2, max_points=8, max_tickets=10_000)
+    b.runner.estimates |= {"key0": LIGHT, "key1": LIGHT, "key2": MEDIUM, "key3": 1.0}
     b.runner.failing = {(thread, 7): FunctionFailed("chosen") for thread in range(THREADS)}
     together = threading.Barrier(THREADS)
 
-    def load(thread: int) -> list[tuple[Ticket, str]]:
+    def load(thread: int) -> list[tuple[Asked, bool]]:
         chance = random.Random(thread)  # noqa: S311 - no secret
-        fates = []
+        fates, index = [], 0
         together.wait(SAFETY)
-        for index in range(CALLS):
-            ticket = b.ticket((thread, index), f"key{chance.randrange(4)}", points=chance.randint(1, 3))
-            kind = chance.choice(["submit", "cancel", "call"])
-            if kind == "call":
-                try:
-                    b.batcher.call(ticket)
-                    fates.append((ticket, "served"))
-                except NabladError:
-                    fates.append((ticket, "failed"))
-                continue
-            b.batcher.submit(ticket)
-            if kind == "cancel" and b.batcher.cancel(ticket):
-                fates.append((ticket, "cancelled"))
-            else:
-                fates.append((ticket, "submitted"))
+        for _ in range(ROUNDS):
+            group = []
+            for _ in range(chance.randint(1, 5)):
+                key, points = f"key{chance.randrange(4)}", chance.randint(1, 3)
+                group.append(b.ticket((thread, index), key, points=points, alone=chance.random() < 0.1))
+                index += 1
+            early = [chance.random() < 0.1 and b.batcher.cancel(ticket) for ticket in group]
+            b.batcher.take(group)
+            late = [chance.random() < 0.3 and b.batcher.cancel(ticket) for ticket in group]
+            fates += [(ticket, a or z) for ticket, a, z in zip(group, early, late, strict=True)]
         return fates
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -142,21 +293,16 @@ def test_under_random_load_everything_resolves_exactly_once(bench: Make) -> None
     b.batcher.close()
 
     runs = Counter(b.runner.executed())
-    assert len(fates) == THREADS * CALLS
-    for ticket, fate in fates:
-        bad = ticket.payload in b.runner.failing
-        if fate == "cancelled":
-            with pytest.raises(CancelledError):
-                ticket.future.result(0)
+    for ticket, cancelled in fates:
+        if cancelled:
+            assert ticket.answers.empty()
             assert runs[ticket.payload] == 0
-        elif fate == "submitted":
-            resolved: Future[Outcome] = ticket.future
-            assert resolved.done()
-            assert (resolved.exception(0) is not None) == bad
-            if not bad:
-                assert resolved.result(0).result == ("done", ticket.payload)
+            continue
+        failed = error(ticket) if ticket.payload in b.runner.failing else None
+        if failed is None:
+            assert outcome(ticket).result == ("done", ticket.payload)
         else:
-            assert (fate == "failed") == bad
-        if fate != "cancelled":
-            assert 1 <= runs[ticket.payload] <= 2, "each runs once, and once more alone if its batch failed"
+            assert failed is b.runner.failing[ticket.payload]
+        assert ticket.answers.empty(), "told twice"
+        assert 1 <= runs[ticket.payload] <= 2, "each runs once, and once more alone if its batch failed"
     assert b.batcher.waiting() == 0

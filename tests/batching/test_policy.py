@@ -1,43 +1,32 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nablad_server.batching.policy import Policy
+from puppets import PuppetPrepared
 
 SECONDS = st.floats(1e-9, 1e3)
 
 
-def test_a_call_of_unknown_cost_is_not_direct() -> None:
-    assert not Policy().direct(None)
+def batch(seconds: float, calls_back: bool = False) -> PuppetPrepared:
+    return PuppetPrepared(1, 1, 1, seconds, calls_back, list)
 
 
-@given(SECONDS, SECONDS)
-def test_calls_are_direct_up_to_the_threshold(threshold: float, seconds: float) -> None:
-    assert Policy(direct_seconds=threshold).direct(seconds) == (seconds <= threshold)
+@given(SECONDS, SECONDS, SECONDS, st.integers(1, 1000))
+def test_a_batch_is_direct_up_to_so_much_a_call_and_never_when_heavy(
+    direct: float, heavy: float, seconds: float, calls: int
+) -> None:
+    policy = Policy(direct_seconds=direct, heavy_seconds=heavy)
+
+    assert policy.heavy(batch(seconds)) == (seconds > heavy)
+    assert policy.direct(batch(seconds), calls) == (seconds <= direct * calls and not policy.heavy(batch(seconds)))
 
 
 def test_a_threshold_of_zero_batches_everything_that_takes_time() -> None:
-    assert not Policy(direct_seconds=0.0).direct(1e-9)
+    assert not Policy(direct_seconds=0.0).direct(batch(1e-9), 1000)
 
 
-@given(SECONDS)
-def test_the_first_measurement_is_the_estimate(measured: float) -> None:
-    assert Policy().blended(None, measured) == measured
-
-
-@given(SECONDS, SECONDS)
-def test_an_estimate_follows_a_fall_at_once_and_a_rise_in_part(estimate: float, measured: float) -> None:
-    blended = Policy().blended(estimate, measured)
-
-    if measured <= estimate:
-        assert blended == measured
-    else:
-        assert estimate <= blended < measured
-
-
-@given(SECONDS, SECONDS)
-def test_a_rise_that_stays_is_believed_in_the_end(estimate: float, measured: float) -> None:
-    policy = Policy()
-    for _ in range(400):
-        estimate = policy.blended(estimate, measured)
-
-    assert abs(estimate - measured) <= 1e-9 * measured
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 1.0])
+def test_what_calls_back_may_take_any_time_whatever_its_estimate(seconds: float) -> None:
+    assert Policy().heavy(batch(seconds, calls_back=True))
+    assert not Policy().direct(batch(seconds, calls_back=True), 1000)

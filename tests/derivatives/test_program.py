@@ -1,7 +1,7 @@
 # jaxtyping writes shapes as strings, which are not forward references:
 # ruff: noqa: F722, F821
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Float, Int
 
-from nablad.errors import CompileFailed, InvalidOption, NotDifferentiable
+from nablad.errors import CompileFailed, InvalidOption, NotDifferentiable, ResultTooLarge
 from nablad.v1 import function_pb2
-from nablad_server.derivatives.program import HOISTED_BYTES, Constants, Program, compile_program, trace
+from nablad_server.derivatives import program as program_module
+from nablad_server.derivatives.program import (
+    HOISTED_BYTES,
+    LOOP_SECONDS,
+    Constants,
+    Program,
+    _compiled,
+    compile_program,
+    trace,
+)
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.registration import build
+from nablad_server.functions.signature import ArraySpec
+from puppets import SAFETY
 from queries import MEMORY, answer, query_of, spec
 
 EVALUATE, GRADIENT = function_pb2.OPERATOR_EVALUATE, function_pb2.OPERATOR_GRADIENT
@@ -231,3 +242,145 @@ def arctangent(x: Float[Array, ""]) -> Float[Array, ""]:
 def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
     with pytest.raises(InvalidOption):
         trace(query_of(arctangent, function_pb2.OPERATOR_DERIVATIVE, (spec(),), order=9), {})
+
+
+def strategies(call: Callable[..., Any], inputs: Sequence[ArraySpec], bucket: int, **options: Any) -> list[Program]:
+    """The same query in each way to go about its points."""
+    traced = trace(query_of(call, GRADIENT, inputs, **options), {})
+    return [_compiled(traced, bucket, strategy, MEMORY) for strategy in ("vmap", "loop")]
+
+
+def smooth(x: Float[Array, "n"], A: Float[Array, "n n"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.sin(A @ x) * jnp.exp(-(x**2))) + x @ A @ x
+
+
+@pytest.mark.parametrize("shared", [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("bucket", [2, 8])
+def test_every_strategy_gives_the_same_to_within_rounding(bucket: int, shared: tuple[bool, bool]) -> None:
+    rng = np.random.default_rng(4)
+    inputs = (spec((5,)), spec((5, 5)))
+    arrays = [
+        rng.normal(size=given.shape if common else (bucket, *given.shape))
+        for given, common in zip(inputs, shared, strict=True)
+    ]
+    single = compile_program(trace(query_of(smooth, GRADIENT, inputs, shared=shared), {}), 1, MEMORY)
+    alone = [
+        single.run([array if common else array[row : row + 1] for array, common in zip(arrays, shared, strict=True)])
+        for row in range(bucket)
+    ]
+    expected = [np.concatenate(rows) for rows in zip(*alone, strict=True)]
+
+    for program in strategies(smooth, inputs, bucket, shared=shared):
+        for found, want in zip(program.run(arrays), expected, strict=True):
+            scale = np.max(np.abs(want))
+            np.testing.assert_allclose(
+                found, want, rtol=0, atol=64 * np.finfo(float).eps * scale, err_msg=program.strategy
+            )
+
+
+def test_one_point_is_compiled_as_one() -> None:
+    program = program_of(query_of(quartic, GRADIENT, (spec((3,)),)))
+
+    assert (program.bucket, program.strategy) == (1, "single")
+
+
+def test_a_light_batch_is_compiled_once() -> None:
+    assert program_of(query_of(quartic, GRADIENT, (spec((3,)),)), 2).strategy == "vmap"
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[str, float]) -> None:
+    """Has the programs of each strategy measured as so slow."""
+    monkeypatch.setattr(program_module, "_timed", lambda program, _: seconds[program.strategy])
+
+
+@pytest.mark.parametrize(
+    ("vmap", "loop", "strategy"), [(3e-3, 2e-3, "loop"), (2e-3, 3e-3, "vmap"), (LOOP_SECONDS / 2, 0.0, "vmap")]
+)
+def test_of_a_batch_that_takes_its_time_the_faster_way_is_kept(
+    monkeypatch: pytest.MonkeyPatch, vmap: float, loop: float, strategy: str
+) -> None:
+    measured(monkeypatch, {"vmap": vmap, "loop": loop})
+
+    program = program_of(query_of(quartic, GRADIENT, (spec((3,)),)), 4)
+
+    assert (program.strategy, program.seconds) == (strategy, {"vmap": vmap, "loop": loop}[strategy])
+
+
+def branching(x: Float[Array, "n"]) -> Float[Array, ""]:
+    """One branch costs next to nothing. All points at once take both; one after the other takes the one it needs."""
+
+    def long(y: Any) -> Any:
+        return jax.lax.fori_loop(0, 2000, lambda _, z: jnp.tanh(z) + 0.1, y)
+
+    return jnp.sum(jax.lax.cond(x[0] > 2, long, lambda y: y * 2, x))
+
+
+def test_where_a_loop_over_the_points_wins_it_is_what_runs() -> None:
+    program = program_of(query_of(branching, EVALUATE, (spec((200,)),)), 16)
+
+    assert program.strategy == "loop"
+    x = np.random.default_rng(0).uniform(-1, 1, (16, 200))
+    np.testing.assert_allclose(program.run([x])[0], 2 * x.sum(1), rtol=1e-12, atol=1e-12)
+
+
+def demanding(x: Float[Array, "n"]) -> Float[Array, ""]:
+    """Needs n × n numbers on its way."""
+    return jnp.sum(jnp.cumsum(jnp.outer(x, x), axis=0) @ x)
+
+
+def test_a_batch_that_needs_too_much_memory_at_once_runs_as_a_loop() -> None:
+    side = 64
+    traced = trace(query_of(demanding, EVALUATE, (spec((side,)),)), {})
+    with pytest.raises(ResultTooLarge, match="for 16 points at once"):
+        _compiled(traced, 16, "vmap", 6 * side * side * 8)
+
+    program = compile_program(traced, 16, 6 * side * side * 8)
+
+    assert program.strategy == "loop"
+    x = np.random.default_rng(0).normal(size=(16, side))
+    want = [np.sum(np.cumsum(np.outer(row, row), axis=0) @ row) for row in x]
+    np.testing.assert_allclose(program.run([x])[0], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bucket", [1, 2])
+def test_a_program_says_how_long_it_takes(bucket: int) -> None:
+    assert 0 < program_of(query_of(quartic, GRADIENT, (spec((3,)),)), bucket).seconds < SAFETY
+
+
+def test_a_function_that_fails_at_all_ones_is_of_no_known_cost() -> None:
+    assert program_of(query_of(grumbling, EVALUATE, (spec(),)), 2).seconds == 0
+
+
+def called_in_a_scan(x: Float[Array, ""]) -> Any:
+    shape = jax.ShapeDtypeStruct((), x.dtype)
+    step = lambda carry, _: (jax.pure_callback(np.asarray, shape, carry, vmap_method="expand_dims"), None)
+    return jax.lax.scan(step, x, None, length=2)[0]
+
+
+def called_in_a_jit(x: Float[Array, ""]) -> Any:
+    shape = jax.ShapeDtypeStruct((), x.dtype)
+    return jax.jit(lambda y: jax.pure_callback(np.asarray, shape, y, vmap_method="expand_dims"))(x) + 1
+
+
+def called_in_a_branch(x: Float[Array, ""]) -> Any:
+    shape = jax.ShapeDtypeStruct((), x.dtype)
+    call = lambda y: jax.pure_callback(np.asarray, shape, y, vmap_method="expand_dims")
+    return jax.lax.cond(x > 0, call, lambda y: y, x)
+
+
+def scanned(x: Float[Array, ""]) -> Any:
+    return jax.lax.scan(lambda carry, _: (jnp.sin(carry), None), x, None, length=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "calls_back"),
+    [
+        (called_in_a_scan, True),
+        (called_in_a_jit, True),
+        (called_in_a_branch, True),
+        (grumbling, True),
+        (scanned, False),
+    ],
+)
+def test_a_program_says_whether_it_calls_back(call: Callable[..., Any], calls_back: bool) -> None:
+    assert program_of(query_of(call, EVALUATE, (spec(),))).calls_back == calls_back

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nablad.errors import CompileQueueFull, FunctionFailed, NabladError, ResultTooLarge
 from nablad.v1 import function_pb2
+from nablad_server.derivatives import runner
+from nablad_server.derivatives.buckets import cheapest
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import DerivativeRunner, Points, Prepared, Results
@@ -59,7 +61,7 @@ class Bench:
             raise AssertionError("a batch that can run waits for no compilation")
 
         prepared = self.runner.prepare(query, points, never)
-        assert callable(prepared), "no program is warm"
+        assert isinstance(prepared, Prepared), "no program is warm"
         return prepared
 
     def attempt(self, query: Query, points: int) -> Prepared | None:
@@ -107,6 +109,11 @@ def split(arrays: Sequence[Any], sizes: Sequence[int]) -> list[Points]:
     return [points(*(array[a:b] for array in arrays)) for a, b in itertools.pairwise(ends)]
 
 
+def whole(result: Results) -> list[list[Any]]:
+    """The groups of a result, the pieces of each array put together."""
+    return [[np.concatenate(pieces) for pieces in group] for group in result.groups]
+
+
 def entropy(x: Float[Array, "n"], w: Float[Array, ""]) -> Float[Array, ""]:
     """Not a number at zero."""
     return w * jnp.sum(x * jnp.log(x)) + jnp.sum(1 / (x + w))
@@ -137,10 +144,10 @@ def test_batched_equals_alone(warm: Bench, sizes: list[int], seed: int) -> None:
 
     together = warm.prepare_now(ENTROPY, sum(sizes))(split((x, w), sizes))
 
-    assert [[len(result.groups[0][0]), len(result.groups[1][1])] for result in together] == [[n, n] for n in sizes]
+    assert [[len(whole(result)[0][0]), len(whole(result)[1][1])] for result in together] == [[n, n] for n in sizes]
     for group, position in [(0, 0), (1, 0), (1, 1)]:
-        batched = np.concatenate([result.groups[group][position] for result in together])
-        single = np.concatenate([result.groups[group][position] for result in alone])
+        batched = np.concatenate([whole(result)[group][position] for result in together])
+        single = np.concatenate([whole(result)[group][position] for result in alone])
         for one, other in zip(batched, single, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=64 * np.finfo(float).eps * np.max(np.abs(other)))
 
@@ -150,7 +157,7 @@ def test_a_gradient_is_the_closed_form(warm: Bench) -> None:
 
     (result,) = warm.prepare_now(ENTROPY, 5)([points(x, w)])
 
-    ((value,), (by_x, by_w)) = result.groups
+    ((value,), (by_x, by_w)) = whole(result)
     column = w[:, None]
     np.testing.assert_allclose(value, w * (x * np.log(x)).sum(1) + (1 / (x + column)).sum(1), rtol=1e-13)
     np.testing.assert_allclose(by_x, column * (1 + np.log(x)) - 1 / (x + column) ** 2, rtol=1e-12)
@@ -183,7 +190,7 @@ def test_padding_repeats_a_real_point(bench: Make, count: int) -> None:
 
     (result,) = b.run(query, points(data))
 
-    np.testing.assert_array_equal(result.groups[0][0], 2 * data)
+    np.testing.assert_array_equal(whole(result)[0][0], 2 * data)
     assert {tuple(row) for rows in seen for row in rows} == {tuple(row) for row in data}
 
 
@@ -193,7 +200,7 @@ def test_a_row_that_is_not_a_number_touches_no_other(warm: Bench) -> None:
 
     results = warm.prepare_now(ENTROPY, 3)(split((x, w), [1, 1, 1]))
 
-    finite = [all(np.isfinite(array).all() for group in result.groups for array in group) for result in results]
+    finite = [all(np.isfinite(array).all() for group in whole(result) for array in group) for result in results]
     assert finite == [True, False, True]
 
 
@@ -201,23 +208,26 @@ def test_a_smaller_warm_bucket_serves_in_pieces_while_the_right_one_is_compiled(
     b = bench()
     b.warm(ENTROPY, 2)
     x, w = entropy_data(11)
-    whole = Bench()
-    expected = whole.run(ENTROPY, points(x, w))[0]
-    whole.cache.close()
+    fresh = Bench()
+    expected = fresh.run(ENTROPY, points(x, w))[0]
+    fresh.cache.close()
 
     (first, second) = b.prepare_now(ENTROPY, 11)(split((x, w), [4, 7]))
 
     for group in (0, 1):
-        for index, array in enumerate(expected.groups[group]):
-            pieces = np.concatenate([first.groups[group][index], second.groups[group][index]])
+        for index, array in enumerate(whole(expected)[group]):
+            pieces = np.concatenate([whole(first)[group][index], whole(second)[group][index]])
             np.testing.assert_allclose(pieces, array, rtol=1e-13)
     b.warm(ENTROPY, 1)  # compiled after what was asked for before it
     assert sorted(b.cache.buckets(ENTROPY)) == [1, 2, 16]
 
 
-def test_too_many_pieces_wait_for_the_right_bucket(bench: Make) -> None:
+def test_pieces_that_cost_more_than_a_compilation_wait_for_the_right_bucket(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     b = bench()
     b.warm(ENTROPY, 1)
+    monkeypatch.setattr(runner, "COMPILE_SECONDS", 0.0)
 
     b.wait_for(lambda done: _is_none(b.runner.prepare(ENTROPY, 9, done)))
 
@@ -235,22 +245,53 @@ def test_a_larger_warm_bucket_serves_at_once(bench: Make) -> None:
 
     (result,) = b.prepare_now(ENTROPY, 3)([points(x, w)])
 
-    np.testing.assert_allclose(result.groups[0][0], w * (x * np.log(x)).sum(1) + (1 / (x + w[:, None])).sum(1))
+    np.testing.assert_allclose(whole(result)[0][0], w * (x * np.log(x)).sum(1) + (1 / (x + w[:, None])).sum(1))
     b.warm(ENTROPY, 1)
     assert sorted(b.cache.buckets(ENTROPY)) == [1, 4, 8, 64]
 
 
-def test_of_several_larger_warm_buckets_the_smallest_serves(bench: Make) -> None:
-    query = query_of(watched, EVALUATE, (spec((2,)),))
+def test_of_the_warm_buckets_those_serve_that_cost_least(bench: Make) -> None:
     b = bench()
-    b.warm(query, 8, 64)
-    prepared = b.prepare_now(query, 3)
-    b.warm(query, 1)  # whatever was asked for behind it is compiled, and run once
-    seen.clear()
+    b.warm(ENTROPY, 1, 8, 64)
+    programs = b.cache.buckets(ENTROPY)
 
-    prepared([points(np.ones((3, 2)))])
+    for count in (1, 3, 8, 9, 64, 100):
+        prepared = b.prepare_now(ENTROPY, count)
 
-    assert sum(len(rows) for rows in seen) == 8
+        costs = {bucket: programs[bucket].seconds for bucket in (1, 8, 64)}
+        _, seconds = cheapest(count, costs)
+        assert prepared.seconds == seconds
+        assert count <= prepared.computed < count + 64
+
+
+def test_what_was_prepared_is_for_so_many_points_and_no_others(warm: Bench) -> None:
+    x, w = entropy_data(5)
+    prepared = warm.prepare_now(ENTROPY, 4)
+
+    with pytest.raises(ValueError, match="prepared for 4 points, called with 5"):
+        prepared([points(x, w)])
+    assert (prepared.points, prepared.calls_back) == (4, False)
+    assert prepared.computed >= 4
+    assert 1 <= prepared.first <= 4
+    assert prepared.seconds > 0
+
+
+def test_what_was_prepared_is_kept_until_better_programs_are_there(bench: Make) -> None:
+    b = bench()
+    b.warm(ENTROPY, 1, 4)
+    kept = b.prepare_now(ENTROPY, 4)
+
+    assert b.prepare_now(ENTROPY, 4) is kept
+    b.warm(ENTROPY, 2)
+    assert b.prepare_now(ENTROPY, 4) is not kept
+
+
+def test_a_function_that_calls_back_says_so(bench: Make) -> None:
+    b = bench()
+    query = query_of(watched, EVALUATE, (spec((2,)),))
+    b.warm(query, 2)
+
+    assert b.prepare_now(query, 2).calls_back
 
 
 @pytest.mark.parametrize(
@@ -270,7 +311,7 @@ def test_a_batch_above_the_limits_of_one_execution_runs_in_pieces(
 
     (result,) = b.run(ENTROPY, points(x, w))
 
-    np.testing.assert_allclose(result.groups[0][0], w * (x * np.log(x)).sum(1) + (1 / (x + w[:, None])).sum(1))
+    np.testing.assert_allclose(whole(result)[0][0], w * (x * np.log(x)).sum(1) + (1 / (x + w[:, None])).sum(1))
     assert sorted(b.cache.buckets(ENTROPY)) == [bucket]
 
 
@@ -296,7 +337,7 @@ def test_a_bucket_that_is_only_an_improvement_may_be_refused(bench: Make) -> Non
 
         (result,) = b.prepare_now(ENTROPY, 2)([points(x, w)])
 
-        assert np.isfinite(result.groups[0][0]).all()
+        assert np.isfinite(whole(result)[0][0]).all()
         with pytest.raises(CompileQueueFull):
             b.runner.prepare(query_of(entropy, EVALUATE, (spec((3,)), spec())), 1, lambda *_: None)
     finally:
@@ -322,7 +363,7 @@ def test_a_function_that_takes_no_batch_is_run_one_point_at_a_time(bench: Make) 
     assert made.attempt(query, 3) is None
     assert made.attempt(query, 3) is None
     (result,) = made.run(query, points(np.array([1.0, 2.0, 3.0])))
-    assert result.groups[0][0].tolist() == [1.0, 2.0, 3.0]
+    assert whole(result)[0][0].tolist() == [1.0, 2.0, 3.0]
     assert list(made.cache.buckets(query)) == [1]
 
 
@@ -338,7 +379,7 @@ def test_a_shared_array_is_sent_once(bench: Make, count: int) -> None:
 
     (result,) = bench(max_bucket=2).run(query, points(x, A, count=count))
 
-    (value,), (by_x, by_A) = result.groups
+    (value,), (by_x, by_A) = whole(result)
     np.testing.assert_allclose(value, np.einsum("pi,ij,pj->p", x, A, x), rtol=1e-12)
     np.testing.assert_allclose(by_x, x @ (A + A.T), rtol=1e-12)
     np.testing.assert_allclose(by_A, np.einsum("pi,pj->pij", x, x), rtol=1e-12)
@@ -352,7 +393,7 @@ def test_arrays_without_elements_keep_their_points(bench: Make, sizes: list[int]
     results = bench(max_bucket=4).run(query, *members)
 
     for n, result in zip(sizes, results, strict=True):
-        (value,), (by_x, by_A) = result.groups
+        (value,), (by_x, by_A) = whole(result)
         assert (value.tolist(), by_x.shape, by_A.shape) == ([0.0] * n, (n, 0), (n, 0, 0))
 
 
@@ -369,7 +410,7 @@ def test_bytes_of_every_dtype_arrive_as_they_were(bench: Make, floats: Any, inte
 
     (result,) = bench().run(query, points(x, k, flag))
 
-    for found, sent in zip(result.groups[0], (x, k, flag), strict=True):
+    for found, sent in zip(whole(result)[0], (x, k, flag), strict=True):
         assert found.dtype == sent.dtype
         np.testing.assert_array_equal(found, sent)
 
@@ -386,16 +427,35 @@ def until_it_runs(made: Bench, query: Query, count: int) -> Prepared:
     return prepared
 
 
-def test_points_that_need_too_much_memory_together_run_in_smaller_batches(bench: Make) -> None:
+def test_points_that_need_too_much_memory_together_run_one_after_the_other(bench: Make) -> None:
     side = 64
     made = bench(memory=6 * side * side * 8)
     query = query_of(demanding, EVALUATE, (spec((side,)),))
+    x = np.random.default_rng(0).normal(size=(8, side))
+
+    (result,) = made.run(query, points(x))
+
+    want = [np.sum(np.cumsum(np.outer(row, row), axis=0) @ row) for row in x]
+    np.testing.assert_allclose(whole(result)[0][0], want, rtol=1e-12)
+    assert {bucket: program.strategy for bucket, program in made.cache.buckets(query).items()} == {8: "loop"}
+
+
+def doubled(x: Float[Array, "n"]) -> Float[Array, "n"]:
+    return 2 * x
+
+
+def test_points_whose_arrays_alone_need_too_much_memory_run_in_smaller_batches(bench: Make) -> None:
+    side = 1000
+    made = bench(memory=5 * 2 * side * 8)
+    query = query_of(doubled, EVALUATE, (spec((side,)),))
     prepared = until_it_runs(made, query, 8)
     x = np.random.default_rng(0).normal(size=(8, side))
+
     (result,) = prepared([points(x)])
-    want = [np.sum(np.cumsum(np.outer(row, row), axis=0) @ row) for row in x]
-    np.testing.assert_allclose(result.groups[0][0], want, rtol=1e-12)
-    assert 1 <= max(made.cache.buckets(query)) < 8
+
+    np.testing.assert_array_equal(whole(result)[0][0], 2 * x)
+    assert list(made.cache.buckets(query)) == [4]
+    assert len(result.groups[0][0]) == 2
 
 
 def test_one_point_that_needs_too_much_memory_is_refused(bench: Make) -> None:

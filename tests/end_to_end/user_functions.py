@@ -55,7 +55,8 @@ def _held(x: NDArray[np.float64]) -> NDArray[np.float64]:
 @function
 def held(x: Float[Array, ""]) -> Float[Array, ""]:
     """x; notes each execution, and above 100 waits for the gate."""
-    return jax.pure_callback(_held, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+    # Not to be vectorised: points that only fill a batch would wait for the gate again.
+    return jax.pure_callback(_held, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
 def _patient(x: NDArray[np.float64]) -> NDArray[np.float64]:

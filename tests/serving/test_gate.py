@@ -1,61 +1,59 @@
-"""The gate: phases, permits, and waiting for those inside."""
+"""The gate: phases, and waiting for those inside."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from nablad.errors import Draining, Loading
 from nablad_server.serving.gate import Gate
 
 
 def test_nobody_enters_before_it_opens_or_after_it_closes() -> None:
-    gate = Gate(1)
-    with pytest.raises(Loading), gate:
-        pass
+    gate = Gate()
+    loading = gate.enter()
+    assert isinstance(loading, Loading)
+    assert loading.retry_after == 1.0
     gate.open()
-    with gate:
-        pass
+    assert gate.enter() is None
+    gate.leave()
     assert gate.close(0.0)
-    with pytest.raises(Draining), gate:
-        pass
+    assert isinstance(gate.enter(), Draining)
 
 
-def test_closing_waits_for_those_inside() -> None:
-    gate = Gate(2)
+def test_closing_waits_for_all_inside() -> None:
+    gate = Gate()
     gate.open()
-    leave = threading.Event()
-    entered = threading.Event()
+    assert [gate.enter(), gate.enter()] == [None, None]
 
-    def stay() -> None:
-        with gate:
-            entered.set()
-            assert leave.wait(30)
-
-    with ThreadPoolExecutor(2) as pool:
-        inside = pool.submit(stay)
-        assert entered.wait(30)
-        assert not gate.close(0.0)
-        closing = pool.submit(gate.close, 30.0)
-        leave.set()
-        assert closing.result(30)
-        inside.result(30)
-
-
-def test_a_parked_call_lets_another_one_run() -> None:
-    gate = Gate(1)
-    gate.open()
-    entered = threading.Event()
-
-    def pass_through() -> None:
-        with gate:
-            entered.set()
-
+    assert not gate.close(0.0)
     with ThreadPoolExecutor(1) as pool:
-        with gate:
-            other = pool.submit(pass_through)
-            assert not entered.is_set()
-            with gate.parked:
-                other.result(30)
-        assert entered.is_set()
+        closing = pool.submit(gate.close, 30.0)
+        gate.leave()
+        assert not gate.close(0.0), "one of two is still inside"
+        gate.leave()
+        assert closing.result(30)
+
+
+def test_those_refused_are_not_inside() -> None:
+    gate = Gate()
+    gate.enter()
+    gate.open()
+
+    assert gate.close(0.0)
+    gate.enter()
+    assert gate.close(0.0)
+
+
+def test_many_threads_come_and_go() -> None:
+    gate, together = Gate(), threading.Barrier(8)
+    gate.open()
+
+    def come_and_go(_: int) -> None:
+        together.wait(30)
+        for _ in range(500):
+            if gate.enter() is None:
+                gate.leave()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(come_and_go, range(8)))
+
     assert gate.close(0.0)
