@@ -193,6 +193,32 @@ def test_a_full_queue_refuses_and_says_when_to_retry(bench: Make, limit: dict[st
     assert b.batcher.waiting() == 0
 
 
+def test_what_was_refused_can_no_longer_be_cancelled(bench: Make) -> None:
+    """Whoever cancels takes it that there will be no answer: there must not be both."""
+    b = bench(max_tickets=1)
+    b.runner.refusing["broken"] = FunctionFailed("does not compile")
+    b.runner.estimates["light"] = 0.0
+    b.occupy()
+    b.submit("first", "lane")
+    b.clock.advance(5.0)
+
+    refused = {
+        "full": b.submit("second", "lane"),
+        "failed": b.submit("never", "broken"),
+        "late": b.submit("late", "light", deadline=4.0),
+        "late and heavy": b.submit("late", "lane", deadline=4.0),
+    }
+
+    assert {name: type(error(ticket)).__name__ for name, ticket in refused.items()} == {
+        "full": "QueueFull",
+        "failed": "FunctionFailed",
+        "late": "DeadlineExceeded",
+        "late and heavy": "DeadlineExceeded",
+    }
+    assert [b.batcher.cancel(ticket) for ticket in refused.values()] == [False] * 4
+    b.runner.let_go()
+
+
 def test_closing_finishes_what_waits_and_takes_nothing_on(bench: Make) -> None:
     b = bench(max_points=2)
     b.occupy()

@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
-    functions, calls = blocks("python")
+    functions, calls, pipelines = blocks("python")
     (tmp_path / "models.py").write_text(functions)
     with ServerProcess(tmp_path / "models.py") as server:
         found: dict[str, Any] = {}
@@ -30,7 +30,12 @@ def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
         assert np.allclose(greeks.value, 100 * norm.cdf(d) - 95 * norm.cdf(d - 0.2), rtol=1e-12)
         assert np.allclose(greeks.gradient["spot"], norm.cdf(d), rtol=1e-12)
         assert np.allclose(greeks.gradient["vol"], 100 * norm.pdf(d), rtol=1e-12)
+        exec(pipelines.replace("127.0.0.1:50051", server.address), found)  # noqa: S102 - likewise
         with nablad.Client(server.address) as client:
+            alone = client.gradient("rosenbrock", found["points"][:100], batched=True).gradient
+            assert np.allclose(found["norms"][:100], np.linalg.norm(alone, axis=1), rtol=1e-12)
+            product = client.hvp("rosenbrock", found["points"][0], found["points"][1]).hvp
+            assert np.allclose(found["futures"][1].result().hvp, product, rtol=1e-12)
             for line in re.findall(r"^    f.*$", calls, re.MULTILINE):
                 expression, _, comment = line.strip().partition("  ")
                 if "array(" in comment:

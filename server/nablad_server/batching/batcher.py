@@ -121,16 +121,13 @@ class Batcher:
                     prepared = self._runner.prepare(key, _points(group), _nobody_waits)
             except Exception as error:
                 for ticket in group:
-                    ticket.done(_copied(_ours(error)))
+                    _refuse(ticket, _copied(_ours(error)))
                 return len(group)
             if prepared is not None and self._policy.direct(prepared, len(group)) and self._clock() <= until:
                 self._run_directly(prepared, group, until)
                 return len(group)
         for ticket in group:
-            try:
-                self._offer(ticket)
-            except NabladError as error:
-                ticket.done(error)
+            self._offer(ticket)
         return len(group)
 
     def _run_directly(self, prepared: Prepared, group: Sequence[Ticket], until: float) -> None:
@@ -140,41 +137,38 @@ class Batcher:
                 rest = [other for other in group if other.deadline > now]
                 for late in group:
                     if late.deadline <= now:
-                        late.done(_expired())
-                if rest:
-                    self._take(rest, until)
+                        _refuse(late, _expired())
+                while rest:
+                    rest = rest[self._take(rest, until) :]
                 return
         for ticket in group:
             ticket.state = State.RUNNING
         self._run(prepared, group)
 
     def _offer(self, ticket: Ticket) -> None:
-        """Puts a ticket into its lane.
-
-        Raises:
-            Draining: no new work is taken on.
-            QueueFull: too many tickets, or bytes, wait.
-            DeadlineExceeded: the deadline has passed already.
-        """
-        if ticket.deadline <= self._clock():
-            raise _expired()
+        """Puts a ticket into its lane, or refuses it: DeadlineExceeded, Draining, QueueFull."""
+        policy = self._policy
         with self._condition:
-            if self._closed:
-                raise Draining("the server is shutting down; retry elsewhere")
-            policy = self._policy
-            if self._tickets >= policy.max_tickets or self._size + ticket.size > policy.max_bytes:
-                raise QueueFull(
+            if ticket.deadline <= self._clock():
+                refusal: NabladError = _expired()
+            elif self._closed:
+                refusal = Draining("the server is shutting down; retry elsewhere")
+            elif self._tickets >= policy.max_tickets or self._size + ticket.size > policy.max_bytes:
+                refusal = QueueFull(
                     f"{self._tickets} calls holding {self._size} bytes wait already; the limits are "
                     f"{policy.max_tickets} calls and {policy.max_bytes} bytes. Retry after {policy.retry_seconds} s",
                     retry_after=policy.retry_seconds,
                 )
-            lane = self._lanes.get(ticket.key)
-            if lane is None:
-                lane = self._lanes[ticket.key] = Lane(ticket.key)
-            lane.offer(ticket)
-            self._count(ticket, 1)
-            # Of two kinds of workers one may be unable to take it.
-            self._condition.notify_all()
+            else:
+                lane = self._lanes.get(ticket.key)
+                if lane is None:
+                    lane = self._lanes[ticket.key] = Lane(ticket.key)
+                lane.offer(ticket)
+                self._count(ticket, 1)
+                # Of two kinds of workers one may be unable to take it.
+                self._condition.notify_all()
+                return
+        _refuse(ticket, refusal)
 
     def _work(self, takes_heavy: bool) -> None:
         """A worker's life: wait for a lane that can run, take its batch, run it."""
@@ -304,12 +298,9 @@ class Batcher:
             ticket.done(_ours(error))
             return
         if prepared is None:  # a program of this size is compiled first
-            try:
-                self._offer(ticket)
-            except NabladError as error:
-                ticket.done(error)
-            return
-        self._run(prepared, [ticket])
+            self._offer(ticket)
+        else:
+            self._run(prepared, [ticket])
 
     def _drop_if_empty(self, lane: Lane) -> None:
         if lane.tickets == 0 and self._lanes.get(lane.key) is lane:
@@ -320,6 +311,12 @@ class Batcher:
     def _count(self, ticket: Ticket, sign: int) -> None:
         self._tickets += sign
         self._size += sign * ticket.size
+
+
+def _refuse(ticket: Ticket, error: NabladError) -> None:
+    """Answers a ticket that will not run: from now on it cannot be cancelled, either."""
+    ticket.state = State.DROPPED
+    ticket.done(error)
 
 
 def _points(batch: Sequence[Ticket]) -> int:

@@ -9,6 +9,7 @@ This uses the same layer of grpcio that grpc.server is made from. It is not publ
 not as expected, and tests/serving/test_transport.py walks through all of it.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -199,10 +200,10 @@ class Transport:
         self._open.discard(call)
 
     def _accept(self, name: str) -> None:
-        self._expected += 1
         self._core.request_registered_call(
             self._queue, self._queue, name, lambda event: self._on_call(name, event)
         )  # fmt: skip
+        self._expected += 1
 
     def _on_call(self, name: str, event: Any) -> None:
         self._expected -= 1
@@ -226,7 +227,8 @@ class Transport:
             for name, call in new:
                 call.watch()
                 if not self._stopping:
-                    self._accept(name)
+                    with contextlib.suppress(ValueError):  # the server has been stopped meanwhile
+                        self._accept(name)
 
     def _run(self) -> None:
         poll = self._queue.poll
@@ -234,6 +236,7 @@ class Transport:
         while not (self._stopping and not self._expected and not self._open):
             # Nothing that has arrived waits for what is not under way; and for that not long.
             if gathered and (not self._awaited or gathered >= TOGETHER):
+                self._awaited.clear()
                 self._deal()
                 gathered = 0
             event = poll(time.time() + (WAIT_SECONDS if gathered else 1.0))
