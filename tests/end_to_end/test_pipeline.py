@@ -528,6 +528,27 @@ SIDE, DEAF = 200, 400
 RESULT_BYTES = 8 * SIDE * SIDE
 
 
+def gradient_of_sine(identity: int) -> pb.Operation:
+    request = pb.GradientRequest(function="sin", inputs=[named("x", 0.001 * identity)])
+    return pb.Operation(id=identity, gradient=request)
+
+
+def test_a_message_with_more_operations_than_a_stream_may_hold_is_answered_bit_by_bit() -> None:
+    with ServerProcess("--stream-operations", "16") as server, grpc.insecure_channel(server.address) as channel:
+        stream = Stream(channel)
+        nothing = [pb.Operation(id=identity) for identity in range(500, 600)]
+        stream.send(*(gradient_of_sine(identity) for identity in range(500)), *nothing)
+
+        answers = by_id(stream.rest())
+
+        assert sorted(answers) == list(range(600))
+        for identity in range(500):
+            found = array(answers[identity].gradient.gradients[0])
+            np.testing.assert_allclose(found, np.cos(0.001 * identity), rtol=1e-12)
+        assert {reason(answers[identity]) for identity in range(500, 600)} == {"REASON_INVALID_OPTION"}
+        assert server.errors() == []
+
+
 def test_a_client_that_never_reads_holds_up_itself_alone() -> None:
     options = ("--stream-bytes", "65536", "--stream-operations", "32")
     with ServerProcess(*options) as process, grpc.insecure_channel(process.address) as channel:

@@ -4,6 +4,7 @@ import functools
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -59,6 +60,9 @@ class Pipeline:
         self._ready: deque[tuple[list[Part], int]] = deque()
         self._unsent = 0  # bytes of the answers that are ready
         self._sending = 0  # bytes of the answers on their way
+        self._message = b""
+        self._arrived = 0.0
+        self._fields: Iterator[Field] | None = None  # of the message, those not yet taken in
         self._reading = True  # a message has been asked for
         self._gathering = False  # a message is being read: answers wait for each other
         self._half_closed = False
@@ -68,32 +72,17 @@ class Pipeline:
         """A message has come, or the client has sent all."""
         with self._lock:
             self._reading = False
-            self._gathering = message is not None
             self._half_closed |= message is None
         if message is not None:
-            now = time.monotonic()
-            try:
-                for field in fields(message, 0, len(message)):
-                    if field.number == OPERATIONS and field.wire_type == LENGTH:
-                        self._begin(message, field, now)
-                    elif field.number == CANCELLED:
-                        self._cancel(message, field)
-            except (ValueError, DecodeError) as error:
-                self.dismiss(
-                    MalformedRequest(f"{len(message)} bytes are not a well-formed nablad.v1.PipelineRequest: {error}")
-                )
-                return
-            # What is light is answered before this returns; those answers go together.
-            self._desk.together()
-            with self._lock:
-                self._gathering = False
-        self._go_on()
+            self._message, self._arrived = message, time.monotonic()
+            self._fields = fields(message, 0, len(message))
+        self._read_on()
 
     def sent(self) -> None:
         """The client's side has taken the answers on their way."""
         with self._lock:
             self._sending = 0
-        self._go_on()
+        self._read_on()
 
     def closed(self) -> None:
         """The stream is over: what was not begun need not be."""
@@ -105,7 +94,37 @@ class Pipeline:
         for ticket in tickets:
             self._desk.cancel(ticket)
 
-    def _begin(self, message: bytes, operation: Field, now: float) -> None:
+    def _read_on(self) -> None:
+        """Takes in as many operations of the message at hand as there is room for. In the transport's thread."""
+        waiting = self._fields
+        if waiting is not None and not self._ended:
+            with self._lock:
+                self._gathering = True
+            try:
+                while self._has_room():
+                    field = next(waiting, None)
+                    if field is None:
+                        self._fields = None
+                        break
+                    if field.number == OPERATIONS and field.wire_type == LENGTH:
+                        self._begin(self._message, field)
+                    elif field.number == CANCELLED:
+                        self._cancel(self._message, field)
+            except (ValueError, DecodeError) as error:
+                what = f"{len(self._message)} bytes are not a well-formed nablad.v1.PipelineRequest"
+                self.dismiss(MalformedRequest(f"{what}: {error}"))
+                return
+            # What is light is answered before this returns; those answers go together.
+            self._desk.together()
+            with self._lock:
+                self._gathering = False
+        self._go_on()
+
+    def _has_room(self) -> bool:
+        window = self._window
+        return len(self._open) < window.operations and self._held < window.size and self._unsent < window.size
+
+    def _begin(self, message: bytes, operation: Field) -> None:
         identity = timeout = 0
         request: Field | None = None
         for field in fields(message, operation.start, operation.stop):
@@ -129,7 +148,7 @@ class Pipeline:
                 identity, InvalidOption(f"operation {identity} asks for nothing; set one of its requests")
             )
             return
-        deadline = min(self._call.deadline, now + timeout * 1e-9 if timeout else float("inf"))
+        deadline = min(self._call.deadline, self._arrived + timeout * 1e-9 if timeout else float("inf"))
         ticket = self._desk.take(
             REQUESTS[request.number], message, request.start, request.stop,
             deadline=deadline,
@@ -186,26 +205,20 @@ class Pipeline:
 
     def _go_on(self) -> None:
         """Sends what is ready, reads on if there is room, and ends the stream when all is done."""
-        window = self._window
         with self._lock:
             if self._ended or self._gathering:
                 return
             parts: list[Part] = []
             if not self._sending:
-                while self._ready and (not parts or self._sending + self._ready[0][1] <= window.message):
+                while self._ready and (not parts or self._sending + self._ready[0][1] <= self._window.message):
                     some, length = self._ready.popleft()
                     parts += some
                     self._sending += length
                 self._unsent -= self._sending
-            read = (
-                not self._reading
-                and not self._half_closed
-                and len(self._open) < window.operations
-                and self._held < window.size
-                and self._unsent < window.size
-            )
+            all_read = self._fields is None
+            read = all_read and not self._reading and not self._half_closed and self._has_room()
             self._reading |= read
-            done = self._half_closed and not self._open and not self._ready and not self._sending
+            done = all_read and self._half_closed and not (self._open or self._ready or self._sending)
             self._ended |= done
         if parts:
             self._call.send(b"".join(parts))
