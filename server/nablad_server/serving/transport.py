@@ -20,7 +20,7 @@ import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
 from grpc_status import rpc_status
 
-from nablad.errors import NabladError, ResourceExhausted, to_status
+from nablad.errors import Internal, NabladError, ResourceExhausted, to_status
 
 DAY = 86400.0
 
@@ -118,7 +118,11 @@ class Call:
 
     def _on_received(self, event: Any) -> None:
         self._transport.came(self)
-        self.handler.received(event.batch_operations[0].message())
+        try:
+            self.handler.received(event.batch_operations[0].message())
+        except Exception:  # nobody else would answer
+            log.exception("internal error", rpc="transport")
+            self.end(Internal("a defect of the server ended this call"))
 
     def _on_sent(self, event: Any) -> None:
         if event.success:
@@ -166,9 +170,8 @@ class Transport:
         self._open: set[Call] = set()
         self._expected = 0  # calls asked for and not yet come
         self._awaited: set[Call] = set()  # calls that have come, and whose first message is about to
-        self._new: list[
-            tuple[str, Call]
-        ] = []  # calls that have come, and what need not be done before they are answered
+        # Calls that have come, by method: what need not be done for them before they are answered is still to be done.
+        self._new: list[tuple[str, Call]] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="nablad-transport", daemon=True)
 

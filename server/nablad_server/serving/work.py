@@ -1,5 +1,6 @@
 """The way of one request, call or operation of a stream: read → run → written."""
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -92,7 +93,9 @@ class Desk:
                     series.rejected(rejected)
                     failed(rejected)
             except Exception as error:
-                failed(reported(name, error))
+                rejected = reported(name, error)
+                with contextlib.suppress(Exception):  # what answers is what failed: the thread goes on to the next call
+                    failed(rejected)
             finally:
                 self._gate.leave()
 
