@@ -2,6 +2,7 @@
 # ruff: noqa: F722, F821
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -297,3 +298,45 @@ def test_closing_twice_is_closing(make: Make, probe: Probe) -> None:
 
     with pytest.raises(Draining):
         cache.request(probe.query(), 1, Answers())
+
+
+def test_uses_while_programs_are_dropped_do_not_end_the_thread_that_compiles() -> None:
+    probe, answers = Probe(), Answers()
+    cache = ProgramCache(32, 64, MEMORY)
+    stop, interval = threading.Event(), sys.getswitchinterval()
+    queries = [probe.query(size) for size in range(1, 49)]
+
+    def use() -> None:
+        while not stop.is_set():
+            for query in queries:
+                cache.touch(query)
+
+    with ThreadPoolExecutor(1) as pool:
+        for query in queries[:32]:
+            cache.request(query, 1, answers)
+        assert [answers.next() for _ in range(32)] == [None] * 32
+        using = pool.submit(use)
+        sys.setswitchinterval(1e-6)
+        try:
+            for query in queries[32:]:
+                cache.request(query, 1, answers)
+                assert answers.next() is None
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+        using.result(SAFETY)
+    cache.close()
+
+
+def test_whoever_waits_and_fails_does_not_end_the_thread_that_compiles() -> None:
+    probe, answers = Probe(), Answers()
+    cache = ProgramCache(32, 64, MEMORY)
+
+    def fails(error: NabladError | None, seconds: float) -> None:
+        raise ZeroDivisionError
+
+    cache.request(probe.query(1), 1, fails)
+    cache.request(probe.query(2), 1, answers)
+
+    assert answers.next() is None
+    cache.close()

@@ -120,10 +120,20 @@ def test_an_answer_is_what_a_call_would_have_been(channel: grpc.Channel, client:
     (answer,) = stream.rest()
     call: Any = channel.unary_unary(METHOD.replace("Pipeline", "Gradient"))
     alone = pb.GradientResponse.FromString(call(request.SerializeToString()))
-    for response in (answer.gradient, alone):
-        response.ClearField("execution")
-    assert answer.gradient == alone
-    assert client.gradient("rosenbrock", points, batched=True).gradient.tolist() == array(alone.gradients[0]).tolist()
+    by_client = client.gradient("rosenbrock", points, batched=True)
+    for tensors, expected in (
+        (zip(answer.gradient.values, alone.values, strict=True), by_client.value),
+        (zip(answer.gradient.gradients, alone.gradients, strict=True), by_client.gradient),
+    ):
+        for found, other in tensors:
+            # Which programs ran, and so how they rounded, may differ.
+            scale = np.max(np.abs(expected))
+            np.testing.assert_allclose(array(found), expected, rtol=0, atol=64 * np.finfo(float).eps * scale)
+            np.testing.assert_allclose(array(other), expected, rtol=0, atol=64 * np.finfo(float).eps * scale)
+            for each in (found, other):
+                each.tensor.ClearField("data")
+            assert found == other
+    assert answer.gradient.execution.function == alone.execution.function == "rosenbrock@1"
 
 
 def test_a_stream_of_many_messages_goes_on(channel: grpc.Channel) -> None:
@@ -258,7 +268,8 @@ def test_a_deadline_that_passes_at_once_is_the_operations_own(channel: grpc.Chan
     assert answers[1].error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
-STREAMS, MESSAGES, EACH = 5, 40, 50
+STREAMS, MESSAGES, EACH = 4, 50, 50
+"""Four streams have no more operations open than the queue holds, however long compiling takes."""
 
 
 def test_ten_thousand_operations_of_mixed_kinds_from_several_streams(server_address: str) -> None:
@@ -302,6 +313,7 @@ def test_ten_thousand_operations_of_mixed_kinds_from_several_streams(server_addr
                 stream.send(*(asked(number, message * EACH + index) for index in range(EACH)))
             answers = by_id(stream.rest())
             assert set(answers) == set(range(MESSAGES * EACH))
+            assert {reason(answer) for answer in answers.values()} == {""}
             assert all(right(number, answer) for answer in answers.values())
             return len(answers)
 

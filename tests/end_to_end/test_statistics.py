@@ -20,28 +20,30 @@ from nablad.v1.catalog_pb2_grpc import CatalogServiceStub
 from nablad.v1.differentiation_pb2_grpc import DifferentiationServiceStub
 from servers import ServerProcess
 
-CALLS, OPERATIONS, SINGLE = 7, 5, 4
-"""Calls of 3 points, operations of 3 points, and calls of one point."""
+CALLS, OPERATIONS, WHOLE = 7, 5, 4
+"""Calls of 3 points, operations of 3 points, and calls of 4 points."""
 
 
 @pytest.fixture(scope="module")
 def used() -> Iterator[ServerProcess]:
-    """A server whose programs for one and four points are compiled, and which was asked for what is counted below."""
-    warm = ("--warm", "gradient rosenbrock n=2 points=1,4")
+    """A server whose program for four points is compiled, and which was asked for what is counted below."""
+    warm = ("--warm", "gradient rosenbrock n=2 points=4")
     with ServerProcess(*warm, "--metrics-address", "127.0.0.1:0") as process:
         points = np.ones((3, 2))
         with nablad.Client(process.address) as client, grpc.insecure_channel(process.address) as channel:
             for _ in range(CALLS):
                 client.gradient("rosenbrock", points, batched=True)
-            for _ in range(SINGLE):
-                client.gradient("rosenbrock", [1.0, 2.0])
+            for _ in range(WHOLE):
+                client.gradient("rosenbrock", np.ones((4, 2)), batched=True)
             stream = Stream(channel)
             for identity in range(OPERATIONS):
                 operation = gradient(identity, points)
                 operation.gradient.inputs[0].batched = True
                 stream.send(operation)
                 stream.take(1)
-            stream.send(evaluate(1, "no_such_function", 1.0), gradient(2, [1.0, 2.0], timeout=1))
+            late = gradient(2, points, timeout=1)
+            late.gradient.inputs[0].batched = True
+            stream.send(evaluate(1, "no_such_function", 1.0), late)
             stream.rest()
             for wrong in range(3):  # the Python client would ask the catalogue first
                 with pytest.raises(grpc.RpcError):
@@ -49,7 +51,7 @@ def used() -> Iterator[ServerProcess]:
             with pytest.raises(errors.WrongShape):
                 client.gradient("rosenbrock", [[1.0]])
             # A request is counted just after its answer was sent.
-            while statistics_of(process, GRADIENT).requests < CALLS + OPERATIONS + SINGLE:
+            while statistics_of(process, GRADIENT).requests < CALLS + OPERATIONS + WHOLE:
                 continue
         yield process
         assert process.errors() == []
@@ -72,20 +74,21 @@ def test_requests_points_and_padding_are_exact(used: ServerProcess) -> None:
     one = statistics_of(used, GRADIENT)
 
     assert one.function == "rosenbrock@1"
-    assert one.requests == CALLS + OPERATIONS + SINGLE
-    assert one.points == 3 * (CALLS + OPERATIONS) + SINGLE
-    # Alone in its batch, three points are computed as four, or one and one and one: whatever is found to cost less.
-    assert one.padding_points in {0, CALLS + OPERATIONS}
+    assert one.requests == CALLS + OPERATIONS + WHOLE
+    assert one.points == 3 * (CALLS + OPERATIONS) + 4 * WHOLE
+    assert one.padding_points == CALLS + OPERATIONS, (
+        "each was alone in its batch, and three points are computed as four"
+    )
 
 
 def test_distributions_count_requests_and_executions(used: ServerProcess) -> None:
     one = statistics_of(used, GRADIENT)
 
-    requests = CALLS + OPERATIONS + SINGLE
+    requests = CALLS + OPERATIONS + WHOLE
     assert sum(one.queue_seconds.counts) == sum(one.encode_seconds.counts) == requests
-    # Each was alone in its batch; the two that warmed the server up were executions and no requests.
-    assert sum(one.compute_seconds.counts) == sum(one.batch_points.counts) == requests + 2
-    assert one.batch_points.sum == one.points + 1 + 4
+    # Each was alone in its batch; the one that warmed the server up was an execution and no request.
+    assert sum(one.compute_seconds.counts) == sum(one.batch_points.counts) == requests + 1
+    assert one.batch_points.sum == one.points + 4
     assert sum(one.compile_seconds.counts) == 0
     assert one.compute_seconds.sum > 0
 

@@ -12,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import structlog
+
 from nablad.errors import CompileQueueFull, Draining, Internal, NabladError
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function
+
+log = structlog.get_logger("nablad")
 
 Done = Callable[[NabladError | None, float], None]
 """Called from the compile thread when a program is ready, or with the error; the seconds are the compilation's."""
@@ -72,11 +76,11 @@ class ProgramCache:
 
     def touch(self, query: Query) -> bool:
         """Counts as a use of the query's programs; False if there are none any more."""
-        try:
-            self._entries.move_to_end(query)  # one operation of the interpreter: no lock is needed
-        except KeyError:
-            return False
-        return True
+        with self._lock:
+            if query not in self._entries:
+                return False
+            self._entries.move_to_end(query)
+            return True
 
     def largest(self, query: Query) -> int | None:
         """The largest bucket worth asking for; None if none has failed."""
@@ -144,7 +148,10 @@ class ProgramCache:
             if error is not None and bucket > 1 and self._smaller(query, bucket):
                 error = None
             for done in self._publish(query, bucket, program):
-                done(error, seconds)
+                try:
+                    done(error, seconds)
+                except Exception:  # nor must a defect of whoever waits
+                    log.exception("internal error", query=str(query))
 
     def _compile(self, query: Query, bucket: int) -> Program:
         with self._lock:

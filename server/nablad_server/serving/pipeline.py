@@ -73,9 +73,9 @@ class Pipeline:
         with self._lock:
             self._reading = False
             self._half_closed |= message is None
-        if message is not None:
-            self._message, self._arrived = message, time.monotonic()
-            self._fields = fields(message, 0, len(message))
+            if message is not None:  # with the lock: until it is here to be seen, no other may be asked for
+                self._message, self._arrived = message, time.monotonic()
+                self._fields = fields(message, 0, len(message))
         self._read_on()
 
     def sent(self) -> None:
