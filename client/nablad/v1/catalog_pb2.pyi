@@ -184,7 +184,7 @@ class OperatorStatistics(_message.Message):
     ENCODE_SECONDS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
     function: _builtins.str
-    """`name@version`; empty for requests whose function could not be told."""
+    """`name@version`; empty for requests that were refused as soon as they were read."""
     operator: _function_pb2.Operator.ValueType
     """The operator."""
     requests: _builtins.int

@@ -61,7 +61,7 @@ class Series:
     """What was done for one operator of one function. Safe to use from several threads."""
 
     def __init__(self, function: str, operator: function_pb2.Operator.ValueType) -> None:
-        """`function` is `name@version`, or empty for requests that name no function there is."""
+        """`function` is `name@version`, or empty for requests that were refused as soon as they were read."""
         self.function = function
         self.operator = operator
         self._lock = threading.Lock()

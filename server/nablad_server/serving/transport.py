@@ -169,7 +169,7 @@ class Transport:
         self._max_calls = max_calls
         self._open: set[Call] = set()
         self._expected = 0  # calls asked for and not yet come
-        self._awaited: set[Call] = set()  # calls that have come, and whose first message is about to
+        self._awaited: dict[Call, float] = {}  # calls that have come, and whose first message is about to; since when
         # Calls that have come, by method: what need not be done for them before they are answered is still to be done.
         self._new: list[tuple[str, Call]] = []
         self._stopping = False
@@ -195,11 +195,11 @@ class Transport:
 
     def came(self, call: Call) -> None:
         """A call's message has come."""
-        self._awaited.discard(call)
+        self._awaited.pop(call, None)
 
     def ended(self, call: Call) -> None:
         """A call is over."""
-        self._awaited.discard(call)
+        self._awaited.pop(call, None)
         self._open.discard(call)
 
     def _accept(self, name: str) -> None:
@@ -219,12 +219,15 @@ class Transport:
             call.begin(_Refused())
             call.end(ResourceExhausted(f"{self._max_calls} calls are open already; retry later", retry_after=1.0))
             return
-        self._awaited.add(call)
+        self._awaited[call] = time.time()
         call.begin(self._methods[name](call))
 
     def _deal(self) -> None:
         """Has what has arrived dealt with; then does what could wait until that."""
-        self._together()
+        try:
+            self._together()
+        except Exception:  # a defect must not end the only thread that serves
+            log.exception("internal error", rpc="transport")
         if self._new:
             new, self._new = self._new, []
             for name, call in new:
@@ -233,19 +236,27 @@ class Transport:
                     with contextlib.suppress(ValueError):  # the server has been stopped meanwhile
                         self._accept(name)
 
+    def _waits(self) -> bool:
+        """Whether what has arrived should wait for a message that is about to."""
+        while self._awaited:
+            call, since = next(iter(self._awaited.items()))
+            if time.time() - since < WAIT_SECONDS:
+                return True
+            del self._awaited[call]  # what is late is not waited for again
+        return False
+
     def _run(self) -> None:
         poll = self._queue.poll
         gathered = 0
         while not (self._stopping and not self._expected and not self._open):
             # Nothing that has arrived waits for what is not under way; and for that not long.
-            if gathered and (not self._awaited or gathered >= TOGETHER):
-                self._awaited.clear()
+            if gathered and (gathered >= TOGETHER or not self._waits()):
                 self._deal()
                 gathered = 0
             event = poll(time.time() + (WAIT_SECONDS if gathered else 1.0))
             tag = event.tag
             if tag is None:
-                self._awaited.clear()  # what is late is not waited for again
+                self._awaited.clear()
                 if gathered:
                     self._deal()
                     gathered = 0
