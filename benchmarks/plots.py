@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure as MatplotlibFigure
 
 from benchmarks.figures import Figure, Target
 from benchmarks.workloads import WORKLOADS
@@ -86,7 +87,7 @@ def _label(name: str) -> str:
     return f"{name} {WORKLOADS[name].title}"
 
 
-def _save(path: Path, drawing: plt.Figure) -> Path:
+def _save(path: Path, drawing: MatplotlibFigure) -> Path:
     drawing.savefig(path, dpi=150)
     plt.close(drawing)
     return path
