@@ -9,7 +9,7 @@ import numpy as np
 
 from nablad._calls import MISSING, OPERATORS, Operator
 from nablad._packing import Chunk, Settable
-from nablad._plans import PACK_BYTES, PACK_POINTS, Key, Plan, key_of, kinds, make
+from nablad._plans import PACK_BYTES, PACK_POINTS, Key, Plan, key_of, kinds, make, pack_points
 from nablad.errors import InvalidOption
 from nablad.results import FunctionInfo
 from nablad.tensors import Array
@@ -76,7 +76,7 @@ def _cut_arrays(arrays: list[Array]) -> Iterator[Piece]:
 
 def _limit(row: tuple[Any, ...]) -> int:
     size = sum(np.asarray(argument).nbytes for argument in row) if kinds(row) is not None else PACK_BYTES
-    return max(1, min(PACK_POINTS, PACK_BYTES // max(size, 1)))
+    return pack_points(size)
 
 
 class Ahead(Generic[_F]):

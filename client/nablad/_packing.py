@@ -18,7 +18,8 @@ import grpc
 from nablad import errors
 from nablad._channel import ATTEMPTS
 from nablad._plans import PACK_BYTES, PACK_POINTS, Plan, rows
-from nablad._wire import head, number, numbers
+from nablad._wire import number, numbers
+from nablad.framing import prefix
 from nablad.results import Result
 from nablad.v1 import differentiation_pb2 as pb
 
@@ -134,8 +135,8 @@ class Operation:
         request = sum(map(len, body))
         timeout = 0 if self.deadline == float("inf") else max(1, int((self.deadline - now) * 1e9))
         opening = number(pb.Operation.ID_FIELD_NUMBER, self.id)
-        opening += number(pb.Operation.TIMEOUT_NANOSECONDS_FIELD_NUMBER, timeout) + head(self._field, request)
-        opening = head(_OPERATIONS, len(opening) + request) + opening
+        opening += number(pb.Operation.TIMEOUT_NANOSECONDS_FIELD_NUMBER, timeout) + prefix(self._field, request)
+        opening = prefix(_OPERATIONS, len(opening) + request) + opening
         return [opening, *body], len(opening) + request
 
     def settle(self, answer: pb.Answer, retries: bool) -> "list[Operation]":

@@ -27,6 +27,11 @@ _R = TypeVar("_R", bound=Result)
 _Encode = Callable[[Any], bytes]
 
 
+def pack_points(row_bytes: int) -> int:
+    """How many points whose arguments have so many bytes go into one operation at most."""
+    return max(1, min(PACK_POINTS, PACK_BYTES // max(row_bytes, 1)))
+
+
 def kinds(arguments: Sequence[Any]) -> Key | None:
     """What a plan depends on: the types, dtypes and shapes. None if an argument may be a structure."""
     found: list[Any] = []
@@ -102,7 +107,7 @@ class Plan(Generic[_R]):
         self.encoders = tuple(encoders)
         self.packable = not skeleton.batched
         self.row_bytes = sum(skeleton.sizes)
-        self.points = max(1, min(PACK_POINTS, PACK_BYTES // max(self.row_bytes, 1))) if self.packable else 1
+        self.points = pack_points(self.row_bytes) if self.packable else 1
         self.frame = skeleton.frame
         self.sizes = skeleton.sizes
         self.shared = skeleton.shared

@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from nablad.framing import VARINT, delimited, prefix, tag, varint
 from nablad.tensors import DTYPES
 from nablad.v1 import tensor_pb2
 
@@ -20,35 +21,15 @@ _TENSOR = tensor_pb2.NamedTensor.TENSOR_FIELD_NUMBER
 _DATA = tensor_pb2.Tensor.DATA_FIELD_NUMBER
 
 
-def varint(value: int) -> bytes:
-    """A whole number, not negative, seven bits a byte."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
 def number(field: int, value: int) -> bytes:
     """A field that holds a whole number; nothing if it is 0, which is what an absent one means."""
-    return varint(field << 3) + varint(value) if value else b""
-
-
-def head(field: int, size: int) -> bytes:
-    """What precedes the `size` bytes of a field that holds a message, a text or bytes."""
-    return varint(field << 3 | 2) + varint(size)
-
-
-def _text(field: int, value: str) -> bytes:
-    encoded = value.encode()
-    return head(field, len(encoded)) + encoded if encoded else b""
+    return tag(field, VARINT) + varint(value) if value else b""
 
 
 def numbers(field: int, values: Iterable[int]) -> bytes:
     """A repeated field of whole numbers; nothing if there are none."""
     packed = b"".join(map(varint, values))
-    return head(field, len(packed)) + packed if packed else b""
+    return delimited(field, packed) if packed else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +78,10 @@ class _Place:
         if batched and points is not None:
             tensor.shape[:] = [points, *tensor.shape]
             size *= points
-        inner = tensor.SerializeToString() + (head(_DATA, size) if size else b"")
-        name = tensor_pb2.NamedTensor(name=named.name).SerializeToString() + head(_TENSOR, len(inner) + size)
+        inner = tensor.SerializeToString() + (prefix(_DATA, size) if size else b"")
+        name = tensor_pb2.NamedTensor(name=named.name).SerializeToString() + prefix(_TENSOR, len(inner) + size)
         after = tensor_pb2.NamedTensor(batched=named.batched).SerializeToString()
-        return head(self.field, len(name) + len(inner) + size + len(after)) + name + inner, after, size
+        return prefix(self.field, len(name) + len(inner) + size + len(after)) + name + inner, after, size
 
 
 def _tensor_fields(request: Message) -> list[FieldDescriptor]:
@@ -133,7 +114,7 @@ class Skeleton:
             for index, (field, named) in enumerate(tensors)
         ]
         self.function: str = request.function  # type: ignore[attr-defined]  # all requests have one
-        self._before = _text(1, self.function)
+        self._before = delimited(1, self.function.encode()) if self.function else b""
         rest = type(request).FromString(request.SerializeToString())
         for name in ("function", *(field.name for field in repeated)):
             rest.ClearField(name)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nablad._calls import MISSING, OPERATORS
 from nablad._plans import key_of, make
-from nablad._wire import Skeleton, numbers, varint
+from nablad._wire import Skeleton, numbers
+from nablad.framing import varint
 from nablad.results import FunctionInfo, TensorInfo
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb

@@ -18,10 +18,10 @@ from serving.test_bad_input import BAD
 import nablad
 from end_to_end.pipelines import METHOD, Stream, array, evaluate, gradient, named
 from nablad import errors
+from nablad.framing import delimited, tag, varint
 from nablad.v1 import catalog_pb2, error_pb2
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.catalog_pb2_grpc import CatalogServiceStub
-from nablad_server.serving.wire import delimited, tag, varint
 from servers import ServerProcess
 
 FUNCTIONS = Path(__file__).parent / "user_functions.py"

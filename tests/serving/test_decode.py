@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Bool, Float, Int
 
 from nablad.errors import InvalidTensor, InvalidVector, MalformedRequest, NabladError, WrongDtype, WrongShape
+from nablad.framing import delimited
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.tensor_pb2 import NamedTensor, Tensor
 from nablad_server.functions.registration import build
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.decode import Decoded, Decoder, Kind
-from nablad_server.serving.wire import delimited, tensor_bytes
+from nablad_server.serving.wire import tensor_bytes
 from nablad_server.serving.work import KINDS
 
 

@@ -9,21 +9,14 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nablad.framing import FIXED32, FIXED64, LENGTH, VARINT, delimited, prefix, tag, varint
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.tensor_pb2 import NamedTensor
 from nablad_server.serving.wire import (
-    FIXED32,
-    FIXED64,
-    LENGTH,
-    VARINT,
     Template,
-    delimited,
     fields,
-    prefix,
-    tag,
     tensor_bytes,
-    varint,
 )
 
 FieldProto = descriptor_pb2.FieldDescriptorProto

@@ -8,7 +8,7 @@ from nablad.errors import NabladError
 
 
 class State(enum.Enum):
-    """Where a ticket is on its way; it only ever moves down this list."""
+    """Where a ticket is on its way: down this list, but for what a worker puts back, which waits again."""
 
     NEW = enum.auto()
     """Not in a lane: about to run directly, or to be offered, or refused."""

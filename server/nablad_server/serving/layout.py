@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf.message import Message
 
+from nablad.framing import VARINT, delimited, prefix, tag, varint
 from nablad.tensors import NUMBERS, Array
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
@@ -19,7 +20,6 @@ from nablad_server.derivatives.operators import result_specs
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Results
 from nablad_server.functions.signature import ArraySpec
-from nablad_server.serving.wire import delimited, prefix, tag, varint
 
 Part = bytes | memoryview
 Names = tuple[str, ...]
@@ -109,11 +109,11 @@ class Layout:
         size = spec.bytes * count
         head = b"".join(delimited(field, name.encode()) for field, name in enumerate(names, 1) if name)
         sizes = b"".join(varint(axis) for axis in shape)
-        tensor = tag(1, 0) + varint(NUMBERS[spec.dtype])
+        tensor = tag(1, VARINT) + varint(NUMBERS[spec.dtype])
         tensor += delimited(2, sizes) if sizes else b""
         tensor += prefix(3, size) if size else b""
-        after = tag(len(names) + 2, 0) + b"\1" if self.batched else b""
-        after += tag(len(names) + 3, 0) + b"\1" if non_finite else b""
+        after = tag(len(names) + 2, VARINT) + b"\1" if self.batched else b""
+        after += tag(len(names) + 3, VARINT) + b"\1" if non_finite else b""
         before = head + prefix(len(names) + 1, len(tensor) + size) + tensor
         length = len(before) + size + len(after)
         framed = prefix(number, length)

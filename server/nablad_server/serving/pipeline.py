@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from nablad.errors import DuplicateName, InvalidOption, MalformedRequest, NabladError, to_wire
+from nablad.framing import LENGTH, VARINT, prefix, tag, varint
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
 from nablad_server.serving.layout import Part
 from nablad_server.serving.transport import Call
-from nablad_server.serving.wire import LENGTH, VARINT, Field, fields, prefix, tag, varint
+from nablad_server.serving.wire import Field, fields
 from nablad_server.serving.work import KINDS, Desk
 
 OPERATIONS = pb.PipelineRequest.DESCRIPTOR.fields_by_name["operations"].number

@@ -1,4 +1,4 @@
-"""Protobuf's wire format by hand, where messages are too many or too large to be parsed and built by the library.
+"""Protobuf's wire format read by hand, where messages are too many or too large to be parsed by the library.
 
 Only the framing is done here: which bytes of a message are which field. https://protobuf.dev/programming-guides/encoding
 """
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+from nablad.framing import FIXED32, FIXED64, LENGTH, VARINT
 
 
 class Field(NamedTuple):
@@ -61,33 +61,6 @@ def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
         if shift >= 70:
             break
     raise ValueError("a number does not end")
-
-
-def varint(value: int) -> bytes:
-    """A number of 64 bits, encoded."""
-    if value < 0x80:
-        return bytes((value,))
-    parts = bytearray()
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
-
-
-def tag(number: int, wire_type: int) -> bytes:
-    """What precedes a field's value."""
-    return varint(number << 3 | wire_type)
-
-
-def prefix(number: int, length: int) -> bytes:
-    """What precedes the `length` bytes of a message, a string or bytes."""
-    return tag(number, LENGTH) + varint(length)
-
-
-def delimited(number: int, value: bytes) -> bytes:
-    """A field that is a message, a string or bytes."""
-    return prefix(number, len(value)) + value
 
 
 class Template:
