@@ -165,6 +165,42 @@ def derivative(case: Case, point: Values) -> dict[str, Any]:
     return found
 
 
+def laplacian(case: Case, point: Values) -> dict[str, Any]:
+    """Value, gradient and the sum of the second derivatives."""
+    diagonals = hessian_diagonal(case, point)["hessian"]
+    return gradient(case, point) | {"laplacian": sum(np.sum(diagonal) for diagonal in diagonals.values())}
+
+
+def along_a_line(case: Case, point: Values) -> dict[str, Any]:
+    """Value, ∇f·v and v·H·v."""
+    slopes = gradient(case, point)["gradient"]
+    products = case.products(point, case.tangent)
+    return values(case, point, [case.scalar]) | {
+        f"derivatives[{order}]": _outputs(
+            {case.scalar: sum(np.sum(terms[leaf] * vector) for leaf, vector in case.tangent.items())}
+        )
+        for order, terms in enumerate((slopes, products))
+    }
+
+
+def _sizes_of_terms(case: Case, point: Values, part: str, expected: Any) -> Any:
+    """What the rounding of a part is in proportion to: for a sum of terms that may cancel, the terms."""
+    pairs = case.scenario.hessian(point) if case.scenario.hessian else {}
+    if part == "derivative":  # ∇f·u
+        return directional_derivative(case, point)["max_rate"]
+    if part == "laplacian":
+        return sum(np.sum(np.abs(diagonal)) for diagonal in hessian_diagonal(case, point)["hessian"].values())
+    if part == "derivatives[0]" and case.scalar and case.scenario.derivative is None:
+        slopes = gradient(case, point)["gradient"]
+        return sum(np.sum(np.abs(slopes[leaf] * vector)) for leaf, vector in case.tangent.items())
+    if part == "derivatives[1]" and case.scenario.derivative is None:
+        return sum(
+            _contract(np.abs(_contract(pairs[row, column], np.abs(case.tangent[column]))), case.tangent[row])
+            for row in case.leaves for column in case.leaves
+        )  # fmt: skip
+    return expected
+
+
 def _derivative_options(case: Case) -> dict[str, Any]:
     scalar = next(leaf for leaf in case.leaves if np.shape(case.scenario.points[0][leaf]) == ())
     return {"wrt": scalar, "order": ORDERS[case.dtype.name]}
@@ -186,6 +222,11 @@ def _has_scalar(case: Case) -> bool:
 
 def _has_hessian(case: Case) -> bool:
     return case.scenario.hessian is not None
+
+
+def _has_curvature(case: Case) -> bool:
+    """In the widest and the narrowest dtype: what lies between differs in nothing that these operators see."""
+    return _has_hessian(case) and case.dtype.name in ("float64", "float16")
 
 
 OPERATORS: dict[str, Operator] = {
@@ -219,6 +260,14 @@ OPERATORS: dict[str, Operator] = {
     "derivative": Operator(
         "derivative", lambda case: case.scenario.derivative is not None, _derivative_options, derivative
     ),
+    "derivative along a line": Operator(
+        "derivative", lambda case: _has_curvature(case) and case.scenario.derivative is None,
+        lambda case: {
+            "direction": case.nested(case.tangent), "direction_batched": False, "order": 2, "outputs": [case.scalar],
+        },
+        along_a_line,
+    ),
+    "laplacian": Operator("laplacian", _has_curvature, lambda case: {"wrt": case.leaves}, laplacian),
 }  # fmt: skip
 
 
@@ -230,8 +279,7 @@ def assert_agrees(case: Case, operator: Operator, result: Any, points: Sequence[
             found = _indexed(getattr(result, name), index if len(points) > 1 else None)
             if order:
                 found = _indexed(found, int(order))
-            # ∇f·u is a sum of terms that cancel: its rounding is that of ‖∇f‖.
-            reference = operator.answer(case, point)["max_rate"] if part == "derivative" else expected
+            reference = _sizes_of_terms(case, point, part, expected)
             numbers = [np.abs(np.asarray(leaf, np.float64)) for leaf in _flattened(reference).values()]
             scale = max((float(np.max(number, initial=0)) for number in numbers), default=0.0) or 1.0
             bound = TOLERANCE * EPS[case.dtype.name] * case.scenario.tolerance * scale

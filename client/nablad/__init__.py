@@ -26,6 +26,7 @@ from nablad.results import (
     Hvp,
     Jacobian,
     Jvp,
+    Laplacian,
     TensorInfo,
     Vjp,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Hvp",
     "Jacobian",
     "Jvp",
+    "Laplacian",
     "Mode",
     "NabladError",
     "Pipeline",

@@ -122,7 +122,8 @@ def _jacobian(
 
 def _hessian(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, wrt: Names, columns: Names, diagonal: bool, output: str | None, mode: Mode, batched: Batched,
+    *, wrt: Names, columns: Names, diagonal: bool, samples: int | None, seed: int, output: str | None, mode: Mode,
+    batched: Batched,
 ) -> Prepared[results.Hessian]:  # fmt: skip
     """Second derivatives of a scalar output."""
     arguments = Arguments.bind(info, positional, named)
@@ -132,7 +133,7 @@ def _hessian(
     request = pb.HessianRequest(
         function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
         columns=() if columns is None else across.leaves, output=output or "", structure=structure,
-        mode=_mode(mode),
+        mode=_mode(mode), estimate=_estimate(samples, seed),
     )  # fmt: skip
 
     def read(response: pb.HessianResponse) -> results.Hessian:
@@ -141,7 +142,8 @@ def _hessian(
         else:
             found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
         common = _common(response, response.values, response.gradients, response.blocks, response.diagonals)
-        return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found)
+        errors = None if samples is None else rows.arrange(arrays(response.standard_errors))
+        return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found, errors)
 
     return Prepared(request, read)
 
@@ -220,18 +222,39 @@ def _directional_derivative(
 
 def _derivative(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, order: int, wrt: str | None, outputs: Names, batched: Batched,
+    *, vector: Any, order: int, wrt: str | None, outputs: Names, batched: Batched, direction_batched: Batched | None,
 ) -> Prepared[results.Derivative]:  # fmt: skip
-    """Derivatives of orders 1 to n in one real variable."""
+    """Derivatives of orders 1 to n in one real variable: an input, or the way along a line."""
     arguments = Arguments.bind(info, positional, named)
     if order < 0:
         raise InvalidArgument(f"order is {order}; expected 1 or more")
+    direction: Sequence[tensor_pb2.NamedTensor] = ()
+    if vector is not MISSING:
+        direction, _ = arguments.vectors(vector, _vector_batched(batched, direction_batched), "direction")
     request = pb.DerivativeRequest(
         function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=_outputs(info, outputs),
-        order=order,
+        order=order, direction=direction,
     )  # fmt: skip
     return Prepared(request, lambda response: results.Derivative(
         *_common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
+    ))  # fmt: skip
+
+
+def _laplacian(
+    info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, samples: int | None, seed: int, wrt: Names, output: str | None, mode: Mode, batched: Batched,
+) -> Prepared[results.Laplacian]:  # fmt: skip
+    """The trace of the Hessian of a scalar output."""
+    arguments = Arguments.bind(info, positional, named)
+    chosen = arguments.choose(wrt)
+    request = pb.LaplacianRequest(
+        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "", mode=_mode(mode),
+        estimate=_estimate(samples, seed),
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Laplacian(
+        *_common(response, response.values, response.gradients, [response.laplacian]),
+        chosen.arrange(arrays(response.gradients)), to_array(response.laplacian.tensor),
+        None if samples is None else to_array(response.standard_error.tensor),
     ))  # fmt: skip
 
 
@@ -245,11 +268,12 @@ VJP = Operator("vjp", "Vjp", _vjp, "cotangent")
 DIRECTIONAL_DERIVATIVE = Operator(
     "directional_derivative", "DirectionalDerivative", _directional_derivative, "direction"
 )
-DERIVATIVE = Operator("derivative", "Derivative", _derivative)
+DERIVATIVE = Operator("derivative", "Derivative", _derivative, "direction")
+LAPLACIAN = Operator("laplacian", "Laplacian", _laplacian)
 OPERATORS: dict[str, Operator[results.Result]] = {
     operator.name: operator
     for operator in (
-        EVALUATE, GRADIENT, JACOBIAN, HESSIAN, HVP, JVP, VJP, DIRECTIONAL_DERIVATIVE, DERIVATIVE,
+        EVALUATE, GRADIENT, JACOBIAN, HESSIAN, HVP, JVP, VJP, DIRECTIONAL_DERIVATIVE, DERIVATIVE, LAPLACIAN,
     )
 }  # fmt: skip
 """Every operator by name."""
@@ -317,6 +341,14 @@ def _outputs(info: results.FunctionInfo, names: Names) -> list[str]:
         inside = [output for output in known if output != name and str(trees.parse(output)[0]) == name]
         found += inside if name not in known and inside else [name]
     return found
+
+
+def _estimate(samples: int | None, seed: int) -> pb.Estimate | None:
+    if samples is None:
+        return None
+    if not 0 <= samples < 1 << 32 or not 0 <= seed < 1 << 64:
+        raise InvalidArgument(f"samples={samples}, seed={seed}; expected 2 to 65536 samples and a seed of 64 bits")
+    return pb.Estimate(samples=samples, seed=seed)
 
 
 def _mode(mode: Mode) -> pb.Mode.ValueType:

@@ -213,6 +213,8 @@ def rows(result: _R, points: int) -> Iterator[_R]:
 
 
 def _cut(tree: Any, points: int) -> list[Any]:
+    if tree is None:
+        return [None] * points
     if isinstance(tree, dict):
         cut = [_cut(child, points) for child in tree.values()]
         return [dict(zip(tree, row, strict=True)) for row in zip(*cut, strict=True)] if cut else [{}] * points
@@ -232,5 +234,5 @@ def _arrays(tree: Any) -> Iterator[Array]:
     if isinstance(tree, dict | list):
         for child in tree.values() if isinstance(tree, dict) else tree:
             yield from _arrays(child)
-    else:
+    elif tree is not None:
         yield tree

@@ -110,6 +110,8 @@ class Pipeline:
         wrt: Names = None,
         columns: Names = None,
         diagonal: bool = False,
+        samples: int | None = None,
+        seed: int = 0,
         output: str | None = None,
         mode: Mode = "auto",
         batched: Batched = False,
@@ -119,7 +121,8 @@ class Pipeline:
         """A future of what `Client.hessian` gives."""
         return self._submit(
             _calls.HESSIAN, function, args, named, timeout,
-            wrt=wrt, columns=columns, diagonal=diagonal, output=output, mode=mode, batched=batched,
+            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, output=output,
+            mode=mode, batched=batched,
         )  # fmt: skip
 
     def hvp(
@@ -201,16 +204,38 @@ class Pipeline:
         function: str,
         *args: Any,
         order: int = 1,
+        direction: Any = MISSING,
         wrt: str | None = None,
         outputs: Names = None,
         batched: Batched = False,
+        direction_batched: Batched | None = None,
         timeout: float | None = None,
         **named: Any,
     ) -> asyncio.Future[results.Derivative]:
         """A future of what `Client.derivative` gives."""
         return self._submit(
             _calls.DERIVATIVE, function, args, named, timeout,
-            order=order, wrt=wrt, outputs=outputs, batched=batched,
+            vector=direction, order=order, wrt=wrt, outputs=outputs, batched=batched,
+            direction_batched=direction_batched,
+        )  # fmt: skip
+
+    def laplacian(
+        self,
+        function: str,
+        *args: Any,
+        samples: int | None = None,
+        seed: int = 0,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> asyncio.Future[results.Laplacian]:
+        """A future of what `Client.laplacian` gives."""
+        return self._submit(
+            _calls.LAPLACIAN, function, args, named, timeout,
+            samples=samples, seed=seed, wrt=wrt, output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
     def map(

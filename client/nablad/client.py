@@ -120,6 +120,8 @@ class Client:
         wrt: Names = None,
         columns: Names = None,
         diagonal: bool = False,
+        samples: int | None = None,
+        seed: int = 0,
         output: str | None = None,
         mode: Mode = "auto",
         batched: Batched = False,
@@ -133,7 +135,8 @@ class Client:
         """
         return self._call(
             _calls.HESSIAN, function, args, named, timeout,
-            wrt=wrt, columns=columns, diagonal=diagonal, output=output, mode=mode, batched=batched,
+            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, output=output,
+            mode=mode, batched=batched,
         )  # fmt: skip
 
     def hvp(
@@ -230,16 +233,46 @@ class Client:
         function: str,
         *args: Any,
         order: int = 1,
+        direction: Any = MISSING,
         wrt: str | None = None,
         outputs: Names = None,
         batched: Batched = False,
+        direction_batched: Batched | None = None,
         timeout: float | None = None,
         **named: Any,
     ) -> results.Derivative:
-        """Derivatives of orders 1 to `order` in one real variable: [points?] + [order] + output shape."""
+        """Derivatives of orders 1 to `order` in one real variable: [points?] + [order] + output shape.
+
+        The variable is the scalar input `wrt`; or t in f(x + t v) at t = 0 for a `direction` v, which is given as the
+        tangent is for `hvp`, by keyword, and is not normalised.
+        """
         return self._call(
             _calls.DERIVATIVE, function, args, named, timeout,
-            order=order, wrt=wrt, outputs=outputs, batched=batched,
+            vector=direction, order=order, wrt=wrt, outputs=outputs, batched=batched,
+            direction_batched=direction_batched,
+        )  # fmt: skip
+
+    def laplacian(
+        self,
+        function: str,
+        *args: Any,
+        samples: int | None = None,
+        seed: int = 0,
+        wrt: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> results.Laplacian:
+        """Δf, the trace of the Hessian, with value and gradient: [points?].
+
+        `samples` asks for an estimate from so many random products, with its standard error, in place of as many
+        products as there are elements in `wrt`; the same `seed` gives the same estimate.
+        """
+        return self._call(
+            _calls.LAPLACIAN, function, args, named, timeout,
+            samples=samples, seed=seed, wrt=wrt, output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
     def pipeline(self) -> Pipeline:
@@ -343,6 +376,7 @@ class Function:
         self.vjp = partial(client.vjp, name)
         self.directional_derivative = partial(client.directional_derivative, name)
         self.derivative = partial(client.derivative, name)
+        self.laplacian = partial(client.laplacian, name)
         self.describe = partial(client.describe, name)
 
     def __call__(self, *args: Any, batched: Batched = False, timeout: float | None = None, **named: Any) -> Any:

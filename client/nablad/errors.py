@@ -7,13 +7,14 @@
     ├── NotFound (also LookupError)               no such function here
     │   └── FunctionNotFound    VersionNotFound
     ├── FailedPrecondition                        the function does not allow it: retrying will not help
-    │   └── NotScalar    NotDifferentiable    FunctionFailed    CompileFailed
+    │   └── NotScalar    NotDifferentiable    FunctionFailed    CompileFailed    LinearizationExpired
     ├── OutOfRange
     │   └── ResultTooLarge                        ask for less
     ├── DeadlineExceeded (also TimeoutError)
     ├── Cancelled
     ├── ResourceExhausted                         too much at once
     │   └── QueueFull    CompileQueueFull         retry after `retry_after` seconds
+    │       TooManyLinearizations                 close some
     ├── Unavailable (also ConnectionError)        the server cannot be reached, is loading or draining: retry
     │   └── Loading    Draining
     ├── Unauthenticated    PermissionDenied
@@ -199,6 +200,12 @@ class CompileFailed(FailedPrecondition):
     reason = "COMPILE_FAILED"
 
 
+class LinearizationExpired(FailedPrecondition):
+    """A Linearize stream was idle for too long; open a new one."""
+
+    reason = "LINEARIZATION_EXPIRED"
+
+
 class OutOfRange(NabladError):
     """The answer is outside what the service returns."""
 
@@ -241,6 +248,12 @@ class CompileQueueFull(ResourceExhausted):
     """Too many programs wait to be compiled; retry after `retry_after` seconds."""
 
     reason = "COMPILE_QUEUE_FULL"
+
+
+class TooManyLinearizations(ResourceExhausted):
+    """The connection has too many Linearize streams open; close some."""
+
+    reason = "TOO_MANY_LINEARIZATIONS"
 
 
 class Unavailable(NabladError, ConnectionError):

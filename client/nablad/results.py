@@ -72,10 +72,12 @@ class Hessian(Result):
         gradient: [points?] + row input shape.
         hessian: [points?] + row input shape + column input shape, nested by row, then column; for a diagonal
             [points?] + input shape.
+        standard_error: of an estimated diagonal, in the same form; None if it is exact.
     """
 
     gradient: Any
     hessian: Any
+    standard_error: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,21 @@ class Derivative(Result):
     """Derivatives of orders 1 to n. `derivatives`: [points?] + [n] + output shape; index k holds order k + 1."""
 
     derivatives: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Laplacian(Result):
+    """Δf, the trace of the Hessian.
+
+    Attributes:
+        gradient: [points?] + input shape.
+        laplacian: [points?].
+        standard_error: of an estimate, [points?]; None if it is exact.
+    """
+
+    gradient: Any
+    laplacian: Array
+    standard_error: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ EVALUATE, GRADIENT, JACOBIAN = (
 HESSIAN, HVP, JVP = function_pb2.OPERATOR_HESSIAN, function_pb2.OPERATOR_HVP, function_pb2.OPERATOR_JVP
 VJP, DERIVATIVE = function_pb2.OPERATOR_VJP, function_pb2.OPERATOR_DERIVATIVE
 DIRECTIONAL = function_pb2.OPERATOR_DIRECTIONAL_DERIVATIVE
+LAPLACIAN = function_pb2.OPERATOR_LAPLACIAN
 
 
 # A scalar function of a pytree of two leaves, a and b, and an integer k: k b Σa² + b³.
@@ -152,6 +153,15 @@ CASES = [
         "derivative", curves, DERIVATIVE, {"outputs": (0, 1), "wrt": (1,), "order": 3}, XY,
         [[P, Q], [np.array([X, 0 * X, 0 * X]), np.array([[0, 2 * Y], [0, 2], [0, 0]])]], ONE_MODE,
     ),
+    Case(
+        "derivative along a line", energy, DERIVATIVE, {"wrt": (0, 1), "vectors": (0, 1), "order": 2}, (*POINT, VA, VB),
+        [[VALUE], [np.array([GRADIENT_A @ VA + GRADIENT_B * VB, VA @ PRODUCT_A + VB * PRODUCT_B])]], ONE_MODE,
+    ),
+    Case(
+        "laplacian", energy, LAPLACIAN, {}, POINT,
+        [[VALUE], [GRADIENT_A, GRADIENT_B], [np.trace(HESSIAN_AA) + HESSIAN_BB]],
+    ),
+    Case("laplacian in some inputs", energy, LAPLACIAN, {"wrt": (1,)}, POINT, [[VALUE], [GRADIENT_B], [HESSIAN_BB]]),
 ]  # fmt: skip
 
 EVERY = [pytest.param(case, mode, id=f"{case.name}-{pb.Mode.Name(mode)}") for case in CASES for mode in case.modes]
@@ -188,6 +198,9 @@ MIXED = [
         (JACOBIAN, {}),
         (HESSIAN, {}),
         (HESSIAN, {"diagonal": True}),
+        (HESSIAN, {"diagonal": True, "samples": 2}),
+        (LAPLACIAN, {}),
+        (LAPLACIAN, {"samples": 2}),
         (HVP, {"vectors": (0,)}),
     ]
     for first, second in [("float32", "float64"), ("float16", "float32"), ("bfloat16", "float16")]
@@ -288,11 +301,13 @@ LOOPED = [
     (JACOBIAN, {"mode": pb.MODE_FORWARD}, (), [[32.0], [80.0]]),
     (HESSIAN, {"mode": pb.MODE_FORWARD}, (), [[32.0], [80.0], [160.0]]),
     (HESSIAN, {"mode": pb.MODE_FORWARD, "diagonal": True}, (), [[32.0], [80.0], [160.0]]),
+    (LAPLACIAN, {"mode": pb.MODE_FORWARD}, (), [[32.0], [80.0], [160.0]]),
     (HVP, {"mode": pb.MODE_FORWARD, "vectors": (0,)}, (3.0,), [[32.0], [80.0], [480.0]]),
     (HVP, {"mode": pb.MODE_FORWARD, "vectors": (0,), "stack": 2}, ([1.0, 2.0],), [[32.0], [80.0], [[160.0, 320.0]]]),
     (JVP, {"vectors": (0,)}, (3.0,), [[32.0], [240.0]]),
     (JVP, {"vectors": (0,), "stack": 2}, ([1.0, 2.0],), [[32.0], [[80.0, 160.0]]]),
     (DERIVATIVE, {"order": 4}, (), [[32.0], [[80.0, 160.0, 240.0, 240.0]]]),
+    (DERIVATIVE, {"order": 3, "vectors": (0,)}, (2.0,), [[32.0], [[160.0, 640.0, 1920.0]]]),
 ]
 
 

@@ -261,8 +261,8 @@ def names_of(call: Callable[..., Any]) -> set[str]:
     }
 
 
-FIRST_ORDER = {"EVALUATE", "JACOBIAN", "JVP", "VJP"}
-OF_SCALARS = {"GRADIENT", "HESSIAN", "HVP", "DIRECTIONAL_DERIVATIVE"}
+FIRST_ORDER = {"EVALUATE", "JACOBIAN", "JVP", "VJP", "DERIVATIVE"}
+OF_SCALARS = {"GRADIENT", "HESSIAN", "HVP", "DIRECTIONAL_DERIVATIVE", "LAPLACIAN"}
 
 
 def scalar_of_vector(x: Float[Array, "n"]) -> Any:
@@ -302,12 +302,12 @@ def anything(x: Any) -> Any:
     [
         (scalar_of_vector, FIRST_ORDER | OF_SCALARS),
         (vector_of_vector, FIRST_ORDER),
-        (scalar_of_scalar, FIRST_ORDER | OF_SCALARS | {"DERIVATIVE"}),
-        (vector_of_scalar, FIRST_ORDER | {"DERIVATIVE"}),
+        (scalar_of_scalar, FIRST_ORDER | OF_SCALARS),
+        (vector_of_scalar, FIRST_ORDER),
         (integers, {"EVALUATE"}),
         (counting, {"EVALUATE"}),
         (complex_numbers, {"EVALUATE"}),
-        (anything, FIRST_ORDER | OF_SCALARS | {"DERIVATIVE"}),
+        (anything, FIRST_ORDER | OF_SCALARS),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )

@@ -70,6 +70,14 @@ CASES = {
     "hessian diagonal": Case(
         "HESSIAN", pb.HessianResponse, SCALAR | {"diagonal": True},
         {"values": [S], "gradients": [X, Y], "diagonals": [X, Y]}),
+    "estimated hessian diagonal": Case(
+        "HESSIAN", pb.HessianResponse, SCALAR | {"diagonal": True, "samples": 3},
+        {"values": [S], "gradients": [X, Y], "diagonals": [X, Y], "standard_errors": [X, Y]}),
+    "laplacian": Case(
+        "LAPLACIAN", pb.LaplacianResponse, SCALAR, {"values": [S], "gradients": [X, Y], "laplacian": [S]}),
+    "estimated laplacian": Case(
+        "LAPLACIAN", pb.LaplacianResponse, SCALAR | {"wrt": (0,), "samples": 2},
+        {"values": [S], "gradients": [X], "laplacian": [S], "standard_error": [S]}),
     "hvp": Case(
         "HVP", pb.HvpResponse, SCALAR | {"vectors": (0, 1)},
         {"values": [S], "gradients": [X, Y], "products": [X, Y]}),
@@ -87,6 +95,9 @@ CASES = {
         {"values": [S], "derivative": [S], "steepest_ascent": [X, Y], "max_rate": [S]}),
     "derivative": Case(
         "DERIVATIVE", pb.DerivativeResponse, BOTH | {"wrt": (1,), "order": 3},
+        {"values": [P, S], "derivatives": [P, S]}),
+    "derivative along a line": Case(
+        "DERIVATIVE", pb.DerivativeResponse, BOTH | {"wrt": (0,), "vectors": (0,), "order": 2},
         {"values": [P, S], "derivatives": [P, S]}),
 }  # fmt: skip
 

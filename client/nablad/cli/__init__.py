@@ -116,6 +116,8 @@ _OPTIONS: dict[str, click.Option] = {
                          show_default=True, help="How to accumulate."),
     "columns": click.Option(["--columns"], multiple=True, help="Inputs of the columns, for a block."),
     "diagonal": click.Option(["--diagonal"], is_flag=True, help="The diagonal alone."),
+    "samples": click.Option(["--samples"], type=click.IntRange(2), help="An estimate from so many random products."),
+    "seed": click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Of an estimate."),
     "stacked": click.Option(["--stacked"], is_flag=True, help="The vector is a stack of vectors."),
     "order": click.Option(["--order"], type=click.IntRange(1), default=1, show_default=True, help="The highest order."),
     "tangent": click.Option(["--tangent"], multiple=True, help="The tangent: V, or INPUT=V for each input that moves."),
@@ -127,12 +129,19 @@ _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     "evaluate": ("The value of FUNCTION.", ("outputs",)),
     "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode")),
     "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "mode")),
-    "hessian": ("The Hessian of a scalar FUNCTION.", ("wrt", "columns", "diagonal", "output", "mode")),
+    "hessian": ("The Hessian of a scalar FUNCTION.", (
+        "wrt", "columns", "diagonal", "samples", "seed", "output", "mode",
+    )),
     "hvp": ("Hessian of a scalar FUNCTION times a tangent.", ("tangent", "stacked", "wrt", "output", "mode")),
     "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs")),
     "vjp": ("Cotangent times the Jacobian of FUNCTION.", ("cotangent", "stacked", "wrt")),
     "directional_derivative": ("Rate of change of a scalar FUNCTION along a direction.", ("direction", "output")),
-    "derivative": ("Derivatives of orders 1 to n of FUNCTION in one real variable.", ("order", "one_wrt", "outputs")),
+    "derivative": ("Derivatives of orders 1 to n of FUNCTION in one real variable, or along a line.", (
+        "order", "direction", "one_wrt", "outputs",
+    )),
+    "laplacian": ("The Laplacian of a scalar FUNCTION, exact or estimated.", (
+        "samples", "seed", "wrt", "output", "mode",
+    )),
 }
 _VECTORS = ("tangent", "cotangent", "direction")
 

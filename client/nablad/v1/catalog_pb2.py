@@ -22,35 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from nablad.v1 import differentiation_pb2 as nablad_dot_v1_dot_differentiation__pb2
 from nablad.v1 import error_pb2 as nablad_dot_v1_dot_error__pb2
 from nablad.v1 import function_pb2 as nablad_dot_v1_dot_function__pb2
+from nablad.v1 import tensor_pb2 as nablad_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nablad/v1/catalog.proto\x12\tnablad.v1\x1a\x15nablad/v1/error.proto\x1a\x18nablad/v1/function.proto\"=\n\x14ListFunctionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x15ListFunctionsResponse\x12&\n\tfunctions\x18\x01 \x03(\x0b\x32\x13.nablad.v1.Function\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x17\x44\x65scribeFunctionRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\"A\n\x18\x44\x65scribeFunctionResponse\x12%\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x13.nablad.v1.Function\"(\n\x14GetStatisticsRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\"J\n\x15GetStatisticsResponse\x12\x31\n\nstatistics\x18\x01 \x03(\x0b\x32\x1d.nablad.v1.OperatorStatistics\"\x96\x03\n\x12OperatorStatistics\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12%\n\x08operator\x18\x02 \x01(\x0e\x32\x13.nablad.v1.Operator\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06points\x18\x04 \x01(\x04\x12\x16\n\x0epadding_points\x18\x05 \x01(\x04\x12*\n\x0c\x62\x61tch_points\x18\x06 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12+\n\rqueue_seconds\x18\x07 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12-\n\x0f\x63ompile_seconds\x18\x08 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12-\n\x0f\x63ompute_seconds\x18\t \x01(\x0b\x32\x14.nablad.v1.Histogram\x12,\n\x0e\x65ncode_seconds\x18\n \x01(\x0b\x32\x14.nablad.v1.Histogram\x12(\n\nrejections\x18\x0b \x03(\x0b\x32\x14.nablad.v1.Rejection\"8\n\tHistogram\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"@\n\tRejection\x12!\n\x06reason\x18\x01 \x01(\x0e\x32\x11.nablad.v1.Reason\x12\x10\n\x08requests\x18\x02 \x01(\x04\x32\x95\x02\n\x0e\x43\x61talogService\x12R\n\rListFunctions\x12\x1f.nablad.v1.ListFunctionsRequest\x1a .nablad.v1.ListFunctionsResponse\x12[\n\x10\x44\x65scribeFunction\x12\".nablad.v1.DescribeFunctionRequest\x1a#.nablad.v1.DescribeFunctionResponse\x12R\n\rGetStatistics\x12\x1f.nablad.v1.GetStatisticsRequest\x1a .nablad.v1.GetStatisticsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nablad/v1/catalog.proto\x12\tnablad.v1\x1a\x1fnablad/v1/differentiation.proto\x1a\x15nablad/v1/error.proto\x1a\x18nablad/v1/function.proto\x1a\x16nablad/v1/tensor.proto\"=\n\x14ListFunctionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x15ListFunctionsResponse\x12&\n\tfunctions\x18\x01 \x03(\x0b\x32\x13.nablad.v1.Function\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x17\x44\x65scribeFunctionRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\"A\n\x18\x44\x65scribeFunctionResponse\x12%\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x13.nablad.v1.Function\"(\n\x14GetStatisticsRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\"J\n\x15GetStatisticsResponse\x12\x31\n\nstatistics\x18\x01 \x03(\x0b\x32\x1d.nablad.v1.OperatorStatistics\"\x96\x03\n\x12OperatorStatistics\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12%\n\x08operator\x18\x02 \x01(\x0e\x32\x13.nablad.v1.Operator\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x0e\n\x06points\x18\x04 \x01(\x04\x12\x16\n\x0epadding_points\x18\x05 \x01(\x04\x12*\n\x0c\x62\x61tch_points\x18\x06 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12+\n\rqueue_seconds\x18\x07 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12-\n\x0f\x63ompile_seconds\x18\x08 \x01(\x0b\x32\x14.nablad.v1.Histogram\x12-\n\x0f\x63ompute_seconds\x18\t \x01(\x0b\x32\x14.nablad.v1.Histogram\x12,\n\x0e\x65ncode_seconds\x18\n \x01(\x0b\x32\x14.nablad.v1.Histogram\x12(\n\nrejections\x18\x0b \x03(\x0b\x32\x14.nablad.v1.Rejection\"8\n\tHistogram\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"@\n\tRejection\x12!\n\x06reason\x18\x01 \x01(\x0e\x32\x11.nablad.v1.Reason\x12\x10\n\x08requests\x18\x02 \x01(\x04\"}\n\x12GetSparsityRequest\x12.\n\x08jacobian\x18\x01 \x01(\x0b\x32\x1a.nablad.v1.JacobianRequestH\x00\x12,\n\x07hessian\x18\x02 \x01(\x0b\x32\x19.nablad.v1.HessianRequestH\x00\x42\t\n\x07request\"W\n\x13GetSparsityResponse\x12+\n\x07pattern\x18\x01 \x01(\x0b\x32\x1a.nablad.v1.SparsityPattern\x12\x13\n\x0bnanoseconds\x18\x02 \x01(\x04\"\xfc\x03\n\x0e\x45xplainRequest\x12.\n\x08\x65valuate\x18\x03 \x01(\x0b\x32\x1a.nablad.v1.EvaluateRequestH\x00\x12.\n\x08gradient\x18\x04 \x01(\x0b\x32\x1a.nablad.v1.GradientRequestH\x00\x12.\n\x08jacobian\x18\x05 \x01(\x0b\x32\x1a.nablad.v1.JacobianRequestH\x00\x12,\n\x07hessian\x18\x06 \x01(\x0b\x32\x19.nablad.v1.HessianRequestH\x00\x12$\n\x03hvp\x18\x07 \x01(\x0b\x32\x15.nablad.v1.HvpRequestH\x00\x12$\n\x03jvp\x18\x08 \x01(\x0b\x32\x15.nablad.v1.JvpRequestH\x00\x12$\n\x03vjp\x18\t \x01(\x0b\x32\x15.nablad.v1.VjpRequestH\x00\x12I\n\x16\x64irectional_derivative\x18\n \x01(\x0b\x32\'.nablad.v1.DirectionalDerivativeRequestH\x00\x12\x32\n\nderivative\x18\x0b \x01(\x0b\x32\x1c.nablad.v1.DerivativeRequestH\x00\x12\x30\n\tlaplacian\x18\x0c \x01(\x0b\x32\x1b.nablad.v1.LaplacianRequestH\x00\x42\t\n\x07request\"\xaf\x02\n\x0f\x45xplainResponse\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12%\n\x08operator\x18\x02 \x01(\x0e\x32\x13.nablad.v1.Operator\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12&\n\rfunction_cost\x18\x05 \x01(\x0b\x32\x0f.nablad.v1.Cost\x12\x1d\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x0f.nablad.v1.Cost\x12\x14\n\x0cresult_bytes\x18\x07 \x01(\x04\x12(\n\x08programs\x18\x08 \x03(\x0b\x32\x16.nablad.v1.ProgramInfo\x12,\n\x08sparsity\x18\t \x01(\x0b\x32\x1a.nablad.v1.SparsityPattern\x12\x10\n\x08nonzeros\x18\n \x01(\x04\"X\n\x04\x43ost\x12\r\n\x05\x66lops\x18\x01 \x01(\x01\x12\x16\n\x0e\x61\x63\x63\x65ssed_bytes\x18\x02 \x01(\x01\x12\x13\n\x0bnanoseconds\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\"k\n\x0bProgramInfo\x12\x0e\n\x06points\x18\x01 \x01(\r\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x1d\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x0f.nablad.v1.Cost\x12\x1b\n\x13\x63ompile_nanoseconds\x18\x04 \x01(\x04\x32\xa5\x03\n\x0e\x43\x61talogService\x12R\n\rListFunctions\x12\x1f.nablad.v1.ListFunctionsRequest\x1a .nablad.v1.ListFunctionsResponse\x12[\n\x10\x44\x65scribeFunction\x12\".nablad.v1.DescribeFunctionRequest\x1a#.nablad.v1.DescribeFunctionResponse\x12R\n\rGetStatistics\x12\x1f.nablad.v1.GetStatisticsRequest\x1a .nablad.v1.GetStatisticsResponse\x12L\n\x0bGetSparsity\x12\x1d.nablad.v1.GetSparsityRequest\x1a\x1e.nablad.v1.GetSparsityResponse\x12@\n\x07\x45xplain\x12\x19.nablad.v1.ExplainRequest\x1a\x1a.nablad.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nablad.v1.catalog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=87
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=148
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=150
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=238
-  _globals['_DESCRIBEFUNCTIONREQUEST']._serialized_start=240
-  _globals['_DESCRIBEFUNCTIONREQUEST']._serialized_end=283
-  _globals['_DESCRIBEFUNCTIONRESPONSE']._serialized_start=285
-  _globals['_DESCRIBEFUNCTIONRESPONSE']._serialized_end=350
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=352
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=392
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=394
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=468
-  _globals['_OPERATORSTATISTICS']._serialized_start=471
-  _globals['_OPERATORSTATISTICS']._serialized_end=877
-  _globals['_HISTOGRAM']._serialized_start=879
-  _globals['_HISTOGRAM']._serialized_end=935
-  _globals['_REJECTION']._serialized_start=937
-  _globals['_REJECTION']._serialized_end=1001
-  _globals['_CATALOGSERVICE']._serialized_start=1004
-  _globals['_CATALOGSERVICE']._serialized_end=1281
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=144
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=205
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=207
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=295
+  _globals['_DESCRIBEFUNCTIONREQUEST']._serialized_start=297
+  _globals['_DESCRIBEFUNCTIONREQUEST']._serialized_end=340
+  _globals['_DESCRIBEFUNCTIONRESPONSE']._serialized_start=342
+  _globals['_DESCRIBEFUNCTIONRESPONSE']._serialized_end=407
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=409
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=449
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=451
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=525
+  _globals['_OPERATORSTATISTICS']._serialized_start=528
+  _globals['_OPERATORSTATISTICS']._serialized_end=934
+  _globals['_HISTOGRAM']._serialized_start=936
+  _globals['_HISTOGRAM']._serialized_end=992
+  _globals['_REJECTION']._serialized_start=994
+  _globals['_REJECTION']._serialized_end=1058
+  _globals['_GETSPARSITYREQUEST']._serialized_start=1060
+  _globals['_GETSPARSITYREQUEST']._serialized_end=1185
+  _globals['_GETSPARSITYRESPONSE']._serialized_start=1187
+  _globals['_GETSPARSITYRESPONSE']._serialized_end=1274
+  _globals['_EXPLAINREQUEST']._serialized_start=1277
+  _globals['_EXPLAINREQUEST']._serialized_end=1785
+  _globals['_EXPLAINRESPONSE']._serialized_start=1788
+  _globals['_EXPLAINRESPONSE']._serialized_end=2091
+  _globals['_COST']._serialized_start=2093
+  _globals['_COST']._serialized_end=2181
+  _globals['_PROGRAMINFO']._serialized_start=2183
+  _globals['_PROGRAMINFO']._serialized_end=2290
+  _globals['_CATALOGSERVICE']._serialized_start=2293
+  _globals['_CATALOGSERVICE']._serialized_end=2714
 # @@protoc_insertion_point(module_scope)

@@ -7,8 +7,10 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from nablad.v1 import differentiation_pb2 as _differentiation_pb2
 from nablad.v1 import error_pb2 as _error_pb2
 from nablad.v1 import function_pb2 as _function_pb2
+from nablad.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -299,3 +301,279 @@ class Rejection(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rejection: _TypeAlias = Rejection  # noqa: Y015
+
+@_typing.final
+class GetSparsityRequest(_message.Message):
+    """See CatalogService.GetSparsity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JACOBIAN_FIELD_NUMBER: _builtins.int
+    HESSIAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jacobian(self) -> _differentiation_pb2.JacobianRequest:
+        """That of a Jacobian."""
+
+    @_builtins.property
+    def hessian(self) -> _differentiation_pb2.HessianRequest:
+        """That of a Hessian."""
+
+    def __init__(
+        self,
+        *,
+        jacobian: _differentiation_pb2.JacobianRequest | None = ...,
+        hessian: _differentiation_pb2.HessianRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hessian", b"hessian", "jacobian", b"jacobian", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hessian", b"hessian", "jacobian", b"jacobian", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["jacobian", "hessian"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___GetSparsityRequest: _TypeAlias = GetSparsityRequest  # noqa: Y015
+
+@_typing.final
+class GetSparsityResponse(_message.Message):
+    """See CatalogService.GetSparsity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    NANOSECONDS_FIELD_NUMBER: _builtins.int
+    nanoseconds: _builtins.int
+    """The time that finding and colouring it took, when that was done. In nanoseconds."""
+    @_builtins.property
+    def pattern(self) -> _tensor_pb2.SparsityPattern:
+        """The pattern."""
+
+    def __init__(
+        self,
+        *,
+        pattern: _tensor_pb2.SparsityPattern | None = ...,
+        nanoseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nanoseconds", b"nanoseconds", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSparsityResponse: _TypeAlias = GetSparsityResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """See CatalogService.Explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATE_FIELD_NUMBER: _builtins.int
+    GRADIENT_FIELD_NUMBER: _builtins.int
+    JACOBIAN_FIELD_NUMBER: _builtins.int
+    HESSIAN_FIELD_NUMBER: _builtins.int
+    HVP_FIELD_NUMBER: _builtins.int
+    JVP_FIELD_NUMBER: _builtins.int
+    VJP_FIELD_NUMBER: _builtins.int
+    DIRECTIONAL_DERIVATIVE_FIELD_NUMBER: _builtins.int
+    DERIVATIVE_FIELD_NUMBER: _builtins.int
+    LAPLACIAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def evaluate(self) -> _differentiation_pb2.EvaluateRequest:
+        """See DifferentiationService.Evaluate."""
+
+    @_builtins.property
+    def gradient(self) -> _differentiation_pb2.GradientRequest:
+        """See DifferentiationService.Gradient."""
+
+    @_builtins.property
+    def jacobian(self) -> _differentiation_pb2.JacobianRequest:
+        """See DifferentiationService.Jacobian."""
+
+    @_builtins.property
+    def hessian(self) -> _differentiation_pb2.HessianRequest:
+        """See DifferentiationService.Hessian."""
+
+    @_builtins.property
+    def hvp(self) -> _differentiation_pb2.HvpRequest:
+        """See DifferentiationService.Hvp."""
+
+    @_builtins.property
+    def jvp(self) -> _differentiation_pb2.JvpRequest:
+        """See DifferentiationService.Jvp."""
+
+    @_builtins.property
+    def vjp(self) -> _differentiation_pb2.VjpRequest:
+        """See DifferentiationService.Vjp."""
+
+    @_builtins.property
+    def directional_derivative(self) -> _differentiation_pb2.DirectionalDerivativeRequest:
+        """See DifferentiationService.DirectionalDerivative."""
+
+    @_builtins.property
+    def derivative(self) -> _differentiation_pb2.DerivativeRequest:
+        """See DifferentiationService.Derivative."""
+
+    @_builtins.property
+    def laplacian(self) -> _differentiation_pb2.LaplacianRequest:
+        """See DifferentiationService.Laplacian."""
+
+    def __init__(
+        self,
+        *,
+        evaluate: _differentiation_pb2.EvaluateRequest | None = ...,
+        gradient: _differentiation_pb2.GradientRequest | None = ...,
+        jacobian: _differentiation_pb2.JacobianRequest | None = ...,
+        hessian: _differentiation_pb2.HessianRequest | None = ...,
+        hvp: _differentiation_pb2.HvpRequest | None = ...,
+        jvp: _differentiation_pb2.JvpRequest | None = ...,
+        vjp: _differentiation_pb2.VjpRequest | None = ...,
+        directional_derivative: _differentiation_pb2.DirectionalDerivativeRequest | None = ...,
+        derivative: _differentiation_pb2.DerivativeRequest | None = ...,
+        laplacian: _differentiation_pb2.LaplacianRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "request", b"request", "vjp", b"vjp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "request", b"request", "vjp", b"vjp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative", "laplacian"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    """See CatalogService.Explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FUNCTION_COST_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    RESULT_BYTES_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    SPARSITY_FIELD_NUMBER: _builtins.int
+    NONZEROS_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """The function and version, `name@version`."""
+    operator: _function_pb2.Operator.ValueType
+    """What is asked of it."""
+    mode: _builtins.str
+    """How derivatives are accumulated, in words, such as `forward over reverse`."""
+    reason: _builtins.str
+    """Why so."""
+    result_bytes: _builtins.int
+    """Bytes of the result for one point."""
+    nonzeros: _builtins.int
+    """Of a sparse request: how many elements the pattern keeps."""
+    @_builtins.property
+    def function_cost(self) -> Global___Cost:
+        """The cost of the function itself, at one point."""
+
+    @_builtins.property
+    def cost(self) -> Global___Cost:
+        """The cost of what was asked for, at one point."""
+
+    @_builtins.property
+    def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProgramInfo]:
+        """The programs for different numbers of points that are ready, by that number."""
+
+    @_builtins.property
+    def sparsity(self) -> _tensor_pb2.SparsityPattern:
+        """Of a sparse request: the pattern, its indices left out."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        operator: _function_pb2.Operator.ValueType = ...,
+        mode: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        function_cost: Global___Cost | None = ...,
+        cost: Global___Cost | None = ...,
+        result_bytes: _builtins.int = ...,
+        programs: _abc.Iterable[Global___ProgramInfo] | None = ...,
+        sparsity: _tensor_pb2.SparsityPattern | None = ...,
+        nonzeros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "function_cost", b"function_cost", "sparsity", b"sparsity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "function", b"function", "function_cost", b"function_cost", "mode", b"mode", "nonzeros", b"nonzeros", "operator", b"operator", "programs", b"programs", "reason", b"reason", "result_bytes", b"result_bytes", "sparsity", b"sparsity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class Cost(_message.Message):
+    """What one execution takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOPS_FIELD_NUMBER: _builtins.int
+    ACCESSED_BYTES_FIELD_NUMBER: _builtins.int
+    NANOSECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    flops: _builtins.float
+    """Floating-point operations, as the compiler counts them. The bodies of loops are counted once."""
+    accessed_bytes: _builtins.float
+    """Bytes read and written, as the compiler counts them."""
+    nanoseconds: _builtins.int
+    """Time, measured at a point of all ones, in nanoseconds. 0 if the function cannot be run there."""
+    memory_bytes: _builtins.int
+    """Memory that an execution needs: arguments, results and what lies between."""
+    def __init__(
+        self,
+        *,
+        flops: _builtins.float = ...,
+        accessed_bytes: _builtins.float = ...,
+        nanoseconds: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accessed_bytes", b"accessed_bytes", "flops", b"flops", "memory_bytes", b"memory_bytes", "nanoseconds", b"nanoseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cost: _TypeAlias = Cost  # noqa: Y015
+
+@_typing.final
+class ProgramInfo(_message.Message):
+    """One compiled program."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    COMPILE_NANOSECONDS_FIELD_NUMBER: _builtins.int
+    points: _builtins.int
+    """How many points it takes at once."""
+    strategy: _builtins.str
+    """How it goes about them: `single`, `vmap` (all at once) or `loop` (one after the other)."""
+    compile_nanoseconds: _builtins.int
+    """The time that compiling it took, in nanoseconds."""
+    @_builtins.property
+    def cost(self) -> Global___Cost:
+        """Its cost."""
+
+    def __init__(
+        self,
+        *,
+        points: _builtins.int = ...,
+        strategy: _builtins.str = ...,
+        cost: Global___Cost | None = ...,
+        compile_nanoseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_nanoseconds", b"compile_nanoseconds", "cost", b"cost", "points", b"points", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProgramInfo: _TypeAlias = ProgramInfo  # noqa: Y015

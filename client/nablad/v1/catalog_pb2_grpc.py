@@ -50,6 +50,16 @@ class CatalogServiceStub(object):
                 request_serializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.GetSparsity = channel.unary_unary(
+                '/nablad.v1.CatalogService/GetSparsity',
+                request_serializer=nablad_dot_v1_dot_catalog__pb2.GetSparsityRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_catalog__pb2.GetSparsityResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/nablad.v1.CatalogService/Explain',
+                request_serializer=nablad_dot_v1_dot_catalog__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_catalog__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
@@ -89,6 +99,25 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSparsity(self, request, context):
+        """Which elements of a Jacobian or a Hessian can be other than zero, at whatever point.
+
+        Errors are those that the request would get from DifferentiationService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """How the server would answer a request, and what that costs. Compiles the program if need be; runs it at a point of
+        all ones, not at the request's.
+
+        Errors are those that the request would get from DifferentiationService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +135,16 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.GetStatistics,
                     request_deserializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.FromString,
                     response_serializer=nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'GetSparsity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSparsity,
+                    request_deserializer=nablad_dot_v1_dot_catalog__pb2.GetSparsityRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_catalog__pb2.GetSparsityResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=nablad_dot_v1_dot_catalog__pb2.ExplainRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_catalog__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -190,6 +229,60 @@ class CatalogService(object):
             '/nablad.v1.CatalogService/GetStatistics',
             nablad_dot_v1_dot_catalog__pb2.GetStatisticsRequest.SerializeToString,
             nablad_dot_v1_dot_catalog__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSparsity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nablad.v1.CatalogService/GetSparsity',
+            nablad_dot_v1_dot_catalog__pb2.GetSparsityRequest.SerializeToString,
+            nablad_dot_v1_dot_catalog__pb2.GetSparsityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nablad.v1.CatalogService/Explain',
+            nablad_dot_v1_dot_catalog__pb2.ExplainRequest.SerializeToString,
+            nablad_dot_v1_dot_catalog__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,17 @@ class CatalogServiceStub:
     NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
     UNAVAILABLE: the server is loading or draining. Retry with backoff.
     """
+    GetSparsity: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetSparsityRequest, _catalog_pb2.GetSparsityResponse]
+    """Which elements of a Jacobian or a Hessian can be other than zero, at whatever point.
+
+    Errors are those that the request would get from DifferentiationService.
+    """
+    Explain: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ExplainRequest, _catalog_pb2.ExplainResponse]
+    """How the server would answer a request, and what that costs. Compiles the program if need be; runs it at a point of
+    all ones, not at the request's.
+
+    Errors are those that the request would get from DifferentiationService.
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -80,6 +91,17 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
     UNAVAILABLE: the server is loading or draining. Retry with backoff.
+    """
+    GetSparsity: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetSparsityRequest, _catalog_pb2.GetSparsityResponse]  # type: ignore[assignment]
+    """Which elements of a Jacobian or a Hessian can be other than zero, at whatever point.
+
+    Errors are those that the request would get from DifferentiationService.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ExplainRequest, _catalog_pb2.ExplainResponse]  # type: ignore[assignment]
+    """How the server would answer a request, and what that costs. Compiles the program if need be; runs it at a point of
+    all ones, not at the request's.
+
+    Errors are those that the request would get from DifferentiationService.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,6 +144,29 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND, INVALID_ARGUMENT: as for DescribeFunction, if a function is named.
         UNAVAILABLE: the server is loading or draining. Retry with backoff.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSparsity(
+        self,
+        request: _catalog_pb2.GetSparsityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.GetSparsityResponse, _abc.Awaitable[_catalog_pb2.GetSparsityResponse]]:
+        """Which elements of a Jacobian or a Hessian can be other than zero, at whatever point.
+
+        Errors are those that the request would get from DifferentiationService.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _catalog_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ExplainResponse, _abc.Awaitable[_catalog_pb2.ExplainResponse]]:
+        """How the server would answer a request, and what that costs. Compiles the program if need be; runs it at a point of
+        all ones, not at the request's.
+
+        Errors are those that the request would get from DifferentiationService.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

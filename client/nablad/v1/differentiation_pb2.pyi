@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from nablad.v1 import error_pb2 as _error_pb2
+from nablad.v1 import function_pb2 as _function_pb2
 from nablad.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -57,6 +58,30 @@ MODE_REVERSE: Mode.ValueType  # 3
 """Reverse mode throughout: cost grows with the size of the outputs."""
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
+class _JacobianStructure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JacobianStructureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JacobianStructure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JACOBIAN_STRUCTURE_UNSPECIFIED: _JacobianStructure.ValueType  # 0
+    """Same as JACOBIAN_STRUCTURE_DENSE."""
+    JACOBIAN_STRUCTURE_DENSE: _JacobianStructure.ValueType  # 1
+    """Every element, in a block for each pair of output and input."""
+    JACOBIAN_STRUCTURE_SPARSE: _JacobianStructure.ValueType  # 2
+    """One sparse matrix over all elements of the outputs and of the `wrt` inputs."""
+
+class JacobianStructure(_JacobianStructure, metaclass=_JacobianStructureEnumTypeWrapper):
+    """In which form to give the Jacobian."""
+
+JACOBIAN_STRUCTURE_UNSPECIFIED: JacobianStructure.ValueType  # 0
+"""Same as JACOBIAN_STRUCTURE_DENSE."""
+JACOBIAN_STRUCTURE_DENSE: JacobianStructure.ValueType  # 1
+"""Every element, in a block for each pair of output and input."""
+JACOBIAN_STRUCTURE_SPARSE: JacobianStructure.ValueType  # 2
+"""One sparse matrix over all elements of the outputs and of the `wrt` inputs."""
+Global___JacobianStructure: _TypeAlias = JacobianStructure  # noqa: Y015
+
 class _HessianStructure:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -68,7 +93,9 @@ class _HessianStructureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Hess
     HESSIAN_STRUCTURE_DENSE: _HessianStructure.ValueType  # 1
     """All pairs `wrt` × `columns`."""
     HESSIAN_STRUCTURE_DIAGONAL: _HessianStructure.ValueType  # 2
-    """The second derivative of each element of `wrt` with itself. Needs memory for one row at a time."""
+    """The second derivative of each element of `wrt` with itself, exact or estimated. Needs memory for one row at a time."""
+    HESSIAN_STRUCTURE_SPARSE: _HessianStructure.ValueType  # 3
+    """One sparse matrix over all elements of the `wrt` inputs."""
 
 class HessianStructure(_HessianStructure, metaclass=_HessianStructureEnumTypeWrapper):
     """Which part of the Hessian to compute."""
@@ -78,8 +105,39 @@ HESSIAN_STRUCTURE_UNSPECIFIED: HessianStructure.ValueType  # 0
 HESSIAN_STRUCTURE_DENSE: HessianStructure.ValueType  # 1
 """All pairs `wrt` × `columns`."""
 HESSIAN_STRUCTURE_DIAGONAL: HessianStructure.ValueType  # 2
-"""The second derivative of each element of `wrt` with itself. Needs memory for one row at a time."""
+"""The second derivative of each element of `wrt` with itself, exact or estimated. Needs memory for one row at a time."""
+HESSIAN_STRUCTURE_SPARSE: HessianStructure.ValueType  # 3
+"""One sparse matrix over all elements of the `wrt` inputs."""
 Global___HessianStructure: _TypeAlias = HessianStructure  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """An estimate from random vectors in place of the exact result, by Hutchinson's method.
+
+    With v of independent elements ±1, the mean of v ∘ Hv is the diagonal of H, and that of v · Hv its trace.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """How many vectors, 2 to 65536. The standard error falls with the square root of it."""
+    seed: _builtins.int
+    """The same seed gives the same vectors."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
 
 @_typing.final
 class Execution(_message.Message):
@@ -274,10 +332,16 @@ class JacobianRequest(_message.Message):
     WRT_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    STRUCTURE_FIELD_NUMBER: _builtins.int
+    KNOWN_PATTERN_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     mode: Global___Mode.ValueType
     """How to accumulate."""
+    structure: Global___JacobianStructure.ValueType
+    """Dense or sparse."""
+    known_pattern: _builtins.bytes
+    """Sparse: the fingerprint of a pattern that the client has. If it is the one, the response leaves it out."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
         """All inputs of the function."""
@@ -298,10 +362,12 @@ class JacobianRequest(_message.Message):
         wrt: _abc.Iterable[_builtins.str] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         mode: Global___Mode.ValueType = ...,
+        structure: Global___JacobianStructure.ValueType = ...,
+        known_pattern: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "mode", b"mode", "outputs", b"outputs", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "outputs", b"outputs", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,6 +381,7 @@ class JacobianResponse(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -322,7 +389,11 @@ class JacobianResponse(_message.Message):
 
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Block]:
-        """Row-major over (output, input): [points?] + output shape + input shape."""
+        """Dense: row-major over (output, input): [points?] + output shape + input shape."""
+
+    @_builtins.property
+    def sparse(self) -> _tensor_pb2.SparseMatrix:
+        """Sparse: the matrix."""
 
     @_builtins.property
     def execution(self) -> Global___Execution:
@@ -333,11 +404,12 @@ class JacobianResponse(_message.Message):
         *,
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         blocks: _abc.Iterable[_tensor_pb2.Block] | None = ...,
+        sparse: _tensor_pb2.SparseMatrix | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "sparse", b"sparse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "execution", b"execution", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "execution", b"execution", "sparse", b"sparse", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,14 +428,18 @@ class HessianRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     STRUCTURE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    KNOWN_PATTERN_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
     """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
     structure: Global___HessianStructure.ValueType
-    """Dense or diagonal."""
+    """Dense, diagonal or sparse."""
     mode: Global___Mode.ValueType
     """How to accumulate."""
+    known_pattern: _builtins.bytes
+    """Sparse: the fingerprint of a pattern that the client has. If it is the one, the response leaves it out."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
         """All inputs of the function."""
@@ -374,7 +450,11 @@ class HessianRequest(_message.Message):
 
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The inputs of the columns. Empty: the same as the rows. Not allowed with HESSIAN_STRUCTURE_DIAGONAL."""
+        """The inputs of the columns. Empty: the same as the rows. For HESSIAN_STRUCTURE_DENSE only."""
+
+    @_builtins.property
+    def estimate(self) -> Global___Estimate:
+        """Diagonal: an estimate instead of the exact one."""
 
     def __init__(
         self,
@@ -386,10 +466,12 @@ class HessianRequest(_message.Message):
         output: _builtins.str = ...,
         structure: Global___HessianStructure.ValueType = ...,
         mode: Global___Mode.ValueType = ...,
+        known_pattern: _builtins.bytes = ...,
+        estimate: Global___Estimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "estimate", b"estimate", "function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "output", b"output", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +487,8 @@ class HessianResponse(_message.Message):
     GRADIENTS_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     DIAGONALS_FIELD_NUMBER: _builtins.int
+    STANDARD_ERRORS_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -423,6 +507,14 @@ class HessianResponse(_message.Message):
         """Diagonal: one tensor for each `wrt` input, [points?] + input shape."""
 
     @_builtins.property
+    def standard_errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Estimated diagonal: the standard error of each element, in the same form."""
+
+    @_builtins.property
+    def sparse(self) -> _tensor_pb2.SparseMatrix:
+        """Sparse: the matrix."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -433,11 +525,13 @@ class HessianResponse(_message.Message):
         gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         blocks: _abc.Iterable[_tensor_pb2.Block] | None = ...,
         diagonals: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        standard_errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        sparse: _tensor_pb2.SparseMatrix | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "sparse", b"sparse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "diagonals", b"diagonals", "execution", b"execution", "gradients", b"gradients", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "diagonals", b"diagonals", "execution", b"execution", "gradients", b"gradients", "sparse", b"sparse", "standard_errors", b"standard_errors", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,6 +889,102 @@ class DirectionalDerivativeResponse(_message.Message):
 Global___DirectionalDerivativeResponse: _TypeAlias = DirectionalDerivativeResponse  # noqa: Y015
 
 @_typing.final
+class LaplacianRequest(_message.Message):
+    """See DifferentiationService.Laplacian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    WRT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """The function, `name` or `name@version`."""
+    output: _builtins.str
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
+    mode: Global___Mode.ValueType
+    """How to accumulate."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """All inputs of the function."""
+
+    @_builtins.property
+    def wrt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The inputs to differentiate with respect to. Empty: every floating-point one."""
+
+    @_builtins.property
+    def estimate(self) -> Global___Estimate:
+        """An estimate instead of the exact Laplacian."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        inputs: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        wrt: _abc.Iterable[_builtins.str] | None = ...,
+        output: _builtins.str = ...,
+        mode: Global___Mode.ValueType = ...,
+        estimate: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaplacianRequest: _TypeAlias = LaplacianRequest  # noqa: Y015
+
+@_typing.final
+class LaplacianResponse(_message.Message):
+    """See DifferentiationService.Laplacian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    GRADIENTS_FIELD_NUMBER: _builtins.int
+    LAPLACIAN_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """The output's value, [points?]."""
+
+    @_builtins.property
+    def gradients(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """The gradient with respect to the `wrt` inputs: [points?] + input shape."""
+
+    @_builtins.property
+    def laplacian(self) -> _tensor_pb2.NamedTensor:
+        """Δf: one tensor, named like the output, [points?]."""
+
+    @_builtins.property
+    def standard_error(self) -> _tensor_pb2.NamedTensor:
+        """Of an estimate: its standard error, [points?]."""
+
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """How the answer came about."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        laplacian: _tensor_pb2.NamedTensor | None = ...,
+        standard_error: _tensor_pb2.NamedTensor | None = ...,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "laplacian", b"laplacian", "standard_error", b"standard_error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "gradients", b"gradients", "laplacian", b"laplacian", "standard_error", b"standard_error", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaplacianResponse: _TypeAlias = LaplacianResponse  # noqa: Y015
+
+@_typing.final
 class DerivativeRequest(_message.Message):
     """See DifferentiationService.Derivative."""
 
@@ -805,10 +995,11 @@ class DerivativeRequest(_message.Message):
     WRT_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     wrt: _builtins.str
-    """The scalar input to differentiate with respect to. May be empty if there is one."""
+    """The scalar input to differentiate with respect to. May be empty if there is one. Not allowed with a direction."""
     order: _builtins.int
     """The highest order n, 1 to 16. Orders 1 to n are returned."""
     @_builtins.property
@@ -819,6 +1010,12 @@ class DerivativeRequest(_message.Message):
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The outputs to differentiate. Empty: every differentiable one."""
 
+    @_builtins.property
+    def direction(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """A direction v, one tensor for each input that moves, not normalised: then what is differentiated is t ↦ f(x + t v),
+        at t = 0. The derivative of order k over k! is the Taylor coefficient along the line.
+        """
+
     def __init__(
         self,
         *,
@@ -827,10 +1024,11 @@ class DerivativeRequest(_message.Message):
         wrt: _builtins.str = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         order: _builtins.int = ...,
+        direction: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "order", b"order", "outputs", b"outputs", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "function", b"function", "inputs", b"inputs", "order", b"order", "outputs", b"outputs", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -923,6 +1121,7 @@ class Operation(_message.Message):
     VJP_FIELD_NUMBER: _builtins.int
     DIRECTIONAL_DERIVATIVE_FIELD_NUMBER: _builtins.int
     DERIVATIVE_FIELD_NUMBER: _builtins.int
+    LAPLACIAN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The client's name for it, which the answer bears. MUST NOT be in use by an operation that is not yet answered."""
     timeout_nanoseconds: _builtins.int
@@ -965,6 +1164,10 @@ class Operation(_message.Message):
     def derivative(self) -> Global___DerivativeRequest:
         """See DifferentiationService.Derivative."""
 
+    @_builtins.property
+    def laplacian(self) -> Global___LaplacianRequest:
+        """See DifferentiationService.Laplacian."""
+
     def __init__(
         self,
         *,
@@ -979,12 +1182,13 @@ class Operation(_message.Message):
         vjp: Global___VjpRequest | None = ...,
         directional_derivative: Global___DirectionalDerivativeRequest | None = ...,
         derivative: Global___DerivativeRequest | None = ...,
+        laplacian: Global___LaplacianRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "request", b"request", "vjp", b"vjp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "request", b"request", "vjp", b"vjp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "request", b"request", "timeout_nanoseconds", b"timeout_nanoseconds", "vjp", b"vjp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "request", b"request", "timeout_nanoseconds", b"timeout_nanoseconds", "vjp", b"vjp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative", "laplacian"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -1031,6 +1235,7 @@ class Answer(_message.Message):
     VJP_FIELD_NUMBER: _builtins.int
     DIRECTIONAL_DERIVATIVE_FIELD_NUMBER: _builtins.int
     DERIVATIVE_FIELD_NUMBER: _builtins.int
+    LAPLACIAN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The operation's id."""
     @_builtins.property
@@ -1073,6 +1278,10 @@ class Answer(_message.Message):
     def derivative(self) -> Global___DerivativeResponse:
         """See DifferentiationService.Derivative."""
 
+    @_builtins.property
+    def laplacian(self) -> Global___LaplacianResponse:
+        """See DifferentiationService.Laplacian."""
+
     def __init__(
         self,
         *,
@@ -1087,13 +1296,495 @@ class Answer(_message.Message):
         vjp: Global___VjpResponse | None = ...,
         directional_derivative: Global___DirectionalDerivativeResponse | None = ...,
         derivative: Global___DerivativeResponse | None = ...,
+        laplacian: Global___LaplacianResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["derivative", b"derivative", "directional_derivative", b"directional_derivative", "error", b"error", "evaluate", b"evaluate", "gradient", b"gradient", "hessian", b"hessian", "hvp", b"hvp", "id", b"id", "jacobian", b"jacobian", "jvp", b"jvp", "laplacian", b"laplacian", "response", b"response", "vjp", b"vjp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["error", "evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["error", "evaluate", "gradient", "jacobian", "hessian", "hvp", "jvp", "vjp", "directional_derivative", "derivative", "laplacian"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
 Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class StreamJacobianRequest(_message.Message):
+    """See DifferentiationService.StreamJacobian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    WRT_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """The function, `name` or `name@version`."""
+    mode: Global___Mode.ValueType
+    """How to accumulate."""
+    first_row: _builtins.int
+    """The row to begin with: that after the last one that has been received."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """All inputs of the function, none batched."""
+
+    @_builtins.property
+    def wrt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The inputs of the columns. Empty: every floating-point one."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The outputs of the rows. Empty: every differentiable one."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        inputs: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        wrt: _abc.Iterable[_builtins.str] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___Mode.ValueType = ...,
+        first_row: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_row", b"first_row", "function", b"function", "inputs", b"inputs", "mode", b"mode", "outputs", b"outputs", "wrt", b"wrt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamJacobianRequest: _TypeAlias = StreamJacobianRequest  # noqa: Y015
+
+@_typing.final
+class StreamHessianRequest(_message.Message):
+    """See DifferentiationService.StreamHessian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    WRT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """The function, `name` or `name@version`."""
+    output: _builtins.str
+    """The scalar output to differentiate. May be empty if the function has one differentiable scalar output."""
+    mode: Global___Mode.ValueType
+    """How to accumulate."""
+    first_row: _builtins.int
+    """The row to begin with: that after the last one that has been received."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """All inputs of the function, none batched."""
+
+    @_builtins.property
+    def wrt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The inputs of the rows. Empty: every floating-point one."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The inputs of the columns. Empty: the same as the rows."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        inputs: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        wrt: _abc.Iterable[_builtins.str] | None = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        output: _builtins.str = ...,
+        mode: Global___Mode.ValueType = ...,
+        first_row: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "first_row", b"first_row", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamHessianRequest: _TypeAlias = StreamHessianRequest  # noqa: Y015
+
+@_typing.final
+class StreamJacobianResponse(_message.Message):
+    """See DifferentiationService.StreamJacobian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___MatrixHeader:
+        """What is to come: the first message."""
+
+    @_builtins.property
+    def block(self) -> Global___RowBlock:
+        """Some rows: every message after it."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___MatrixHeader | None = ...,
+        block: Global___RowBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "block"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___StreamJacobianResponse: _TypeAlias = StreamJacobianResponse  # noqa: Y015
+
+@_typing.final
+class StreamHessianResponse(_message.Message):
+    """See DifferentiationService.StreamHessian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___MatrixHeader:
+        """What is to come: the first message."""
+
+    @_builtins.property
+    def block(self) -> Global___RowBlock:
+        """Some rows: every message after it."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___MatrixHeader | None = ...,
+        block: Global___RowBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "block"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___StreamHessianResponse: _TypeAlias = StreamHessianResponse  # noqa: Y015
+
+@_typing.final
+class MatrixHeader(_message.Message):
+    """What a stream of rows holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    GRADIENTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    COLUMN_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    BLOCK_ROWS_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    dtype: _tensor_pb2.Dtype.ValueType
+    """The type of every element."""
+    row_count: _builtins.int
+    """How many rows the whole matrix has."""
+    column_count: _builtins.int
+    """How many columns."""
+    total_bytes: _builtins.int
+    """The bytes of the whole matrix."""
+    first_row: _builtins.int
+    """The row that the first block begins with, as asked for."""
+    block_rows: _builtins.int
+    """How many rows each block has; the last one may have fewer."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Jacobian: the outputs' values. Hessian: the output's value."""
+
+    @_builtins.property
+    def gradients(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Hessian: the gradient with respect to the `wrt` inputs."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.MatrixAxis]:
+        """What the rows are. Jacobian: the outputs. Hessian: the `wrt` inputs."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.MatrixAxis]:
+        """What the columns are."""
+
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """How the values came about."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        rows: _abc.Iterable[_tensor_pb2.MatrixAxis] | None = ...,
+        columns: _abc.Iterable[_tensor_pb2.MatrixAxis] | None = ...,
+        dtype: _tensor_pb2.Dtype.ValueType = ...,
+        row_count: _builtins.int = ...,
+        column_count: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        block_rows: _builtins.int = ...,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_rows", b"block_rows", "column_count", b"column_count", "columns", b"columns", "dtype", b"dtype", "execution", b"execution", "first_row", b"first_row", "gradients", b"gradients", "row_count", b"row_count", "rows", b"rows", "total_bytes", b"total_bytes", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatrixHeader: _TypeAlias = MatrixHeader  # noqa: Y015
+
+@_typing.final
+class RowBlock(_message.Message):
+    """Some rows of a matrix, one after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    NON_FINITE_FIELD_NUMBER: _builtins.int
+    first_row: _builtins.int
+    """The first of them."""
+    non_finite: _builtins.bool
+    """True if an element is NaN or infinite."""
+    @_builtins.property
+    def tensor(self) -> _tensor_pb2.Tensor:
+        """The elements: [rows, columns]."""
+
+    def __init__(
+        self,
+        *,
+        first_row: _builtins.int = ...,
+        tensor: _tensor_pb2.Tensor | None = ...,
+        non_finite: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_row", b"first_row", "non_finite", b"non_finite", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowBlock: _TypeAlias = RowBlock  # noqa: Y015
+
+@_typing.final
+class LinearizeRequest(_message.Message):
+    """See DifferentiationService.Linearize."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINT_FIELD_NUMBER: _builtins.int
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def point(self) -> Global___LinearizePoint:
+        """The point: in the first message, and only there."""
+
+    @_builtins.property
+    def products(self) -> _containers.RepeatedCompositeFieldContainer[Global___Product]:
+        """Products to compute, in any number."""
+
+    def __init__(
+        self,
+        *,
+        point: Global___LinearizePoint | None = ...,
+        products: _abc.Iterable[Global___Product] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["point", b"point", "products", b"products"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinearizeRequest: _TypeAlias = LinearizeRequest  # noqa: Y015
+
+@_typing.final
+class LinearizePoint(_message.Message):
+    """A function at the point where it is linearised."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    WRT_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """The function, `name` or `name@version`."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """All inputs of the function, none batched."""
+
+    @_builtins.property
+    def wrt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The inputs to differentiate with respect to. Empty: every floating-point one."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The outputs to differentiate. Empty: every differentiable one. Hessian products need one, and that a scalar."""
+
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        inputs: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        wrt: _abc.Iterable[_builtins.str] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "outputs", b"outputs", "wrt", b"wrt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinearizePoint: _TypeAlias = LinearizePoint  # noqa: Y015
+
+@_typing.final
+class Product(_message.Message):
+    """One product, or one for each vector of a stack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    STACKED_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The client's name for it, which the answer bears. MUST NOT be in use by a product that is not yet answered."""
+    operator: _function_pb2.Operator.ValueType
+    """OPERATOR_JVP, OPERATOR_VJP or OPERATOR_HVP."""
+    stacked: _builtins.bool
+    """True: the vectors are stacks."""
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Jvp and Hvp: tangents, named and shaped like `wrt` inputs. Vjp: cotangents, named and shaped like outputs. Those that
+        are left out are zero; one at least is needed. Any floating-point dtype, which is converted. If the product is
+        `stacked`, each has one more axis, of the same length for all, before its own.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        operator: _function_pb2.Operator.ValueType = ...,
+        vectors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        stacked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "operator", b"operator", "stacked", b"stacked", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Product: _TypeAlias = Product  # noqa: Y015
+
+@_typing.final
+class LinearizeResponse(_message.Message):
+    """See DifferentiationService.Linearize."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> Global___LinearizeOpened:
+        """The answer to the point: in the first message, and only there."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProductAnswer]:
+        """Answers, in the order in which they were done."""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___LinearizeOpened | None = ...,
+        answers: _abc.Iterable[Global___ProductAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinearizeResponse: _TypeAlias = LinearizeResponse  # noqa: Y015
+
+@_typing.final
+class LinearizeOpened(_message.Message):
+    """A function is linearised."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    idle_seconds: _builtins.float
+    """After so many seconds without a product, waiting or asked for, the stream ends."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """The outputs' values at the point."""
+
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """How the values came about."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        idle_seconds: _builtins.float = ...,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "idle_seconds", b"idle_seconds", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinearizeOpened: _TypeAlias = LinearizeOpened  # noqa: Y015
+
+@_typing.final
+class ProductAnswer(_message.Message):
+    """What one product came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The product's id."""
+    @_builtins.property
+    def error(self) -> _error_pb2.Error:
+        """Why there are no products. Absent if there are."""
+
+    @_builtins.property
+    def products(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Jvp: one tensor for each output, [k?] + output shape. Vjp and Hvp: one for each `wrt` input, [k?] + input shape."""
+
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """How they came about."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        error: _error_pb2.Error | None = ...,
+        products: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "execution", b"execution", "id", b"id", "products", b"products"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProductAnswer: _TypeAlias = ProductAnswer  # noqa: Y015

@@ -113,6 +113,11 @@ class DifferentiationServiceStub(object):
                 request_serializer=nablad_dot_v1_dot_differentiation__pb2.DirectionalDerivativeRequest.SerializeToString,
                 response_deserializer=nablad_dot_v1_dot_differentiation__pb2.DirectionalDerivativeResponse.FromString,
                 _registered_method=True)
+        self.Laplacian = channel.unary_unary(
+                '/nablad.v1.DifferentiationService/Laplacian',
+                request_serializer=nablad_dot_v1_dot_differentiation__pb2.LaplacianRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_differentiation__pb2.LaplacianResponse.FromString,
+                _registered_method=True)
         self.Derivative = channel.unary_unary(
                 '/nablad.v1.DifferentiationService/Derivative',
                 request_serializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeRequest.SerializeToString,
@@ -122,6 +127,21 @@ class DifferentiationServiceStub(object):
                 '/nablad.v1.DifferentiationService/Pipeline',
                 request_serializer=nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.SerializeToString,
                 response_deserializer=nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.FromString,
+                _registered_method=True)
+        self.StreamJacobian = channel.unary_stream(
+                '/nablad.v1.DifferentiationService/StreamJacobian',
+                request_serializer=nablad_dot_v1_dot_differentiation__pb2.StreamJacobianRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_differentiation__pb2.StreamJacobianResponse.FromString,
+                _registered_method=True)
+        self.StreamHessian = channel.unary_stream(
+                '/nablad.v1.DifferentiationService/StreamHessian',
+                request_serializer=nablad_dot_v1_dot_differentiation__pb2.StreamHessianRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_differentiation__pb2.StreamHessianResponse.FromString,
+                _registered_method=True)
+        self.Linearize = channel.stream_stream(
+                '/nablad.v1.DifferentiationService/Linearize',
+                request_serializer=nablad_dot_v1_dot_differentiation__pb2.LinearizeRequest.SerializeToString,
+                response_deserializer=nablad_dot_v1_dot_differentiation__pb2.LinearizeResponse.FromString,
                 _registered_method=True)
 
 
@@ -186,18 +206,21 @@ class DifferentiationServiceServicer(object):
     def Jacobian(self, request, context):
         """∂f/∂x of any outputs: a block for each pair (output, `wrt` input), shape [points?] + output shape + input shape.
 
-        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Jvp or Vjp.
+        Or, with JACOBIAN_STRUCTURE_SPARSE, one sparse matrix over all of them. Which elements can be other than zero is found
+        out once for a function and its shapes, and the values then cost as many products as the pattern has colours.
+
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamJacobian, or Jvp or Vjp.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Hessian(self, request, context):
-        """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), or the
-        diagonal alone. The gradient comes with it.
+        """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), the
+        diagonal alone, or one sparse matrix. The gradient comes with it.
 
         FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
-        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Hvp, or ask for a block or the diagonal.
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamHessian or Hvp, or ask for a block, the diagonal, or a sparse matrix.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,8 +265,18 @@ class DifferentiationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Laplacian(self, request, context):
+        """Δf = Σ ∂²f/∂xᵢ² of one scalar output, over all elements of the `wrt` inputs: exact, or an estimate from random
+        products with its standard error. The gradient comes with it.
+
+        FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Derivative(self, request, context):
-        """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input.
+        """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input, or along a line through the point.
 
         FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
         INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
@@ -269,6 +302,50 @@ class DifferentiationServiceServicer(object):
         ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
         UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
         one get that as their error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamJacobian(self, request, context):
+        """A Jacobian of any size at one point, as one matrix, in blocks of rows.
+
+        The first message is the header; the blocks follow in the order of their rows, each of a few megabytes. The server
+        computes a block when the one before has been taken, and holds two at most: whoever reads slowly makes it compute
+        slowly. Cancelling ends the work after the block under way. A stream that broke is resumed with `first_row`.
+
+        INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: a single row would need more memory than the server allows.
+        UNAVAILABLE, reason DRAINING: the server is shutting down. Resume elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamHessian(self, request, context):
+        """A Hessian of any size at one point, as one matrix, in blocks of rows; otherwise like StreamJacobian.
+
+        FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Linearize(self, request_iterator, context):
+        """Many products at one point: Jacobian times tangents, cotangents times Jacobian, Hessian times tangents.
+
+        The first request MUST hold the point; it is answered with `opened`. Products may come with it and after it, any
+        number in a message; they are answered as they are done, in any order, each exactly once. What the derivatives have
+        in common at the point is computed once and kept while the stream is open, where that pays. Products that wait
+        together are computed together. When the client half-closes, the server answers what is left and ends the stream
+        with OK. Flow control is that of Pipeline.
+
+        INVALID_ARGUMENT, reason MALFORMED_REQUEST: not a well-formed LinearizeRequest, no point in the first one, or a
+        second point. What is wrong with a product is that product's error alone.
+        INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+        FAILED_PRECONDITION, reason LINEARIZATION_EXPIRED: nothing was asked for so long that the point was let go.
+        RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: this connection has too many open. Close some.
+        UNAVAILABLE, reason DRAINING: the server is shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -317,6 +394,11 @@ def add_DifferentiationServiceServicer_to_server(servicer, server):
                     request_deserializer=nablad_dot_v1_dot_differentiation__pb2.DirectionalDerivativeRequest.FromString,
                     response_serializer=nablad_dot_v1_dot_differentiation__pb2.DirectionalDerivativeResponse.SerializeToString,
             ),
+            'Laplacian': grpc.unary_unary_rpc_method_handler(
+                    servicer.Laplacian,
+                    request_deserializer=nablad_dot_v1_dot_differentiation__pb2.LaplacianRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_differentiation__pb2.LaplacianResponse.SerializeToString,
+            ),
             'Derivative': grpc.unary_unary_rpc_method_handler(
                     servicer.Derivative,
                     request_deserializer=nablad_dot_v1_dot_differentiation__pb2.DerivativeRequest.FromString,
@@ -326,6 +408,21 @@ def add_DifferentiationServiceServicer_to_server(servicer, server):
                     servicer.Pipeline,
                     request_deserializer=nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.FromString,
                     response_serializer=nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.SerializeToString,
+            ),
+            'StreamJacobian': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamJacobian,
+                    request_deserializer=nablad_dot_v1_dot_differentiation__pb2.StreamJacobianRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_differentiation__pb2.StreamJacobianResponse.SerializeToString,
+            ),
+            'StreamHessian': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamHessian,
+                    request_deserializer=nablad_dot_v1_dot_differentiation__pb2.StreamHessianRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_differentiation__pb2.StreamHessianResponse.SerializeToString,
+            ),
+            'Linearize': grpc.stream_stream_rpc_method_handler(
+                    servicer.Linearize,
+                    request_deserializer=nablad_dot_v1_dot_differentiation__pb2.LinearizeRequest.FromString,
+                    response_serializer=nablad_dot_v1_dot_differentiation__pb2.LinearizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -594,6 +691,33 @@ class DifferentiationService(object):
             _registered_method=True)
 
     @staticmethod
+    def Laplacian(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nablad.v1.DifferentiationService/Laplacian',
+            nablad_dot_v1_dot_differentiation__pb2.LaplacianRequest.SerializeToString,
+            nablad_dot_v1_dot_differentiation__pb2.LaplacianResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Derivative(request,
             target,
             options=(),
@@ -637,6 +761,87 @@ class DifferentiationService(object):
             '/nablad.v1.DifferentiationService/Pipeline',
             nablad_dot_v1_dot_differentiation__pb2.PipelineRequest.SerializeToString,
             nablad_dot_v1_dot_differentiation__pb2.PipelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamJacobian(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nablad.v1.DifferentiationService/StreamJacobian',
+            nablad_dot_v1_dot_differentiation__pb2.StreamJacobianRequest.SerializeToString,
+            nablad_dot_v1_dot_differentiation__pb2.StreamJacobianResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamHessian(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nablad.v1.DifferentiationService/StreamHessian',
+            nablad_dot_v1_dot_differentiation__pb2.StreamHessianRequest.SerializeToString,
+            nablad_dot_v1_dot_differentiation__pb2.StreamHessianResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Linearize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/nablad.v1.DifferentiationService/Linearize',
+            nablad_dot_v1_dot_differentiation__pb2.LinearizeRequest.SerializeToString,
+            nablad_dot_v1_dot_differentiation__pb2.LinearizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,14 +82,17 @@ class DifferentiationServiceStub:
     Jacobian: _grpc.UnaryUnaryMultiCallable[_differentiation_pb2.JacobianRequest, _differentiation_pb2.JacobianResponse]
     """∂f/∂x of any outputs: a block for each pair (output, `wrt` input), shape [points?] + output shape + input shape.
 
-    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Jvp or Vjp.
+    Or, with JACOBIAN_STRUCTURE_SPARSE, one sparse matrix over all of them. Which elements can be other than zero is found
+    out once for a function and its shapes, and the values then cost as many products as the pattern has colours.
+
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamJacobian, or Jvp or Vjp.
     """
     Hessian: _grpc.UnaryUnaryMultiCallable[_differentiation_pb2.HessianRequest, _differentiation_pb2.HessianResponse]
-    """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), or the
-    diagonal alone. The gradient comes with it.
+    """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), the
+    diagonal alone, or one sparse matrix. The gradient comes with it.
 
     FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
-    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Hvp, or ask for a block or the diagonal.
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamHessian or Hvp, or ask for a block, the diagonal, or a sparse matrix.
     """
     Hvp: _grpc.UnaryUnaryMultiCallable[_differentiation_pb2.HvpRequest, _differentiation_pb2.HvpResponse]
     """Hessian of one scalar output times a tangent, or times a stack of tangents, without forming the Hessian.
@@ -114,8 +117,14 @@ class DifferentiationServiceStub:
 
     INVALID_ARGUMENT, reason INVALID_VECTOR: no direction, a direction of length zero, or one that is not finite.
     """
+    Laplacian: _grpc.UnaryUnaryMultiCallable[_differentiation_pb2.LaplacianRequest, _differentiation_pb2.LaplacianResponse]
+    """Δf = Σ ∂²f/∂xᵢ² of one scalar output, over all elements of the `wrt` inputs: exact, or an estimate from random
+    products with its standard error. The gradient comes with it.
+
+    FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+    """
     Derivative: _grpc.UnaryUnaryMultiCallable[_differentiation_pb2.DerivativeRequest, _differentiation_pb2.DerivativeResponse]
-    """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input.
+    """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input, or along a line through the point.
 
     FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
     INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
@@ -137,6 +146,38 @@ class DifferentiationServiceStub:
     ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
     UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
     one get that as their error.
+    """
+    StreamJacobian: _grpc.UnaryStreamMultiCallable[_differentiation_pb2.StreamJacobianRequest, _differentiation_pb2.StreamJacobianResponse]
+    """A Jacobian of any size at one point, as one matrix, in blocks of rows.
+
+    The first message is the header; the blocks follow in the order of their rows, each of a few megabytes. The server
+    computes a block when the one before has been taken, and holds two at most: whoever reads slowly makes it compute
+    slowly. Cancelling ends the work after the block under way. A stream that broke is resumed with `first_row`.
+
+    INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: a single row would need more memory than the server allows.
+    UNAVAILABLE, reason DRAINING: the server is shutting down. Resume elsewhere.
+    """
+    StreamHessian: _grpc.UnaryStreamMultiCallable[_differentiation_pb2.StreamHessianRequest, _differentiation_pb2.StreamHessianResponse]
+    """A Hessian of any size at one point, as one matrix, in blocks of rows; otherwise like StreamJacobian.
+
+    FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+    """
+    Linearize: _grpc.StreamStreamMultiCallable[_differentiation_pb2.LinearizeRequest, _differentiation_pb2.LinearizeResponse]
+    """Many products at one point: Jacobian times tangents, cotangents times Jacobian, Hessian times tangents.
+
+    The first request MUST hold the point; it is answered with `opened`. Products may come with it and after it, any
+    number in a message; they are answered as they are done, in any order, each exactly once. What the derivatives have
+    in common at the point is computed once and kept while the stream is open, where that pays. Products that wait
+    together are computed together. When the client half-closes, the server answers what is left and ends the stream
+    with OK. Flow control is that of Pipeline.
+
+    INVALID_ARGUMENT, reason MALFORMED_REQUEST: not a well-formed LinearizeRequest, no point in the first one, or a
+    second point. What is wrong with a product is that product's error alone.
+    INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+    FAILED_PRECONDITION, reason LINEARIZATION_EXPIRED: nothing was asked for so long that the point was let go.
+    RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: this connection has too many open. Close some.
+    UNAVAILABLE, reason DRAINING: the server is shutting down.
     """
 
 @_typing.type_check_only
@@ -193,14 +234,17 @@ class DifferentiationServiceAsyncStub(DifferentiationServiceStub):
     Jacobian: _aio.UnaryUnaryMultiCallable[_differentiation_pb2.JacobianRequest, _differentiation_pb2.JacobianResponse]  # type: ignore[assignment]
     """∂f/∂x of any outputs: a block for each pair (output, `wrt` input), shape [points?] + output shape + input shape.
 
-    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Jvp or Vjp.
+    Or, with JACOBIAN_STRUCTURE_SPARSE, one sparse matrix over all of them. Which elements can be other than zero is found
+    out once for a function and its shapes, and the values then cost as many products as the pattern has colours.
+
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamJacobian, or Jvp or Vjp.
     """
     Hessian: _aio.UnaryUnaryMultiCallable[_differentiation_pb2.HessianRequest, _differentiation_pb2.HessianResponse]  # type: ignore[assignment]
-    """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), or the
-    diagonal alone. The gradient comes with it.
+    """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), the
+    diagonal alone, or one sparse matrix. The gradient comes with it.
 
     FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
-    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Hvp, or ask for a block or the diagonal.
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamHessian or Hvp, or ask for a block, the diagonal, or a sparse matrix.
     """
     Hvp: _aio.UnaryUnaryMultiCallable[_differentiation_pb2.HvpRequest, _differentiation_pb2.HvpResponse]  # type: ignore[assignment]
     """Hessian of one scalar output times a tangent, or times a stack of tangents, without forming the Hessian.
@@ -225,8 +269,14 @@ class DifferentiationServiceAsyncStub(DifferentiationServiceStub):
 
     INVALID_ARGUMENT, reason INVALID_VECTOR: no direction, a direction of length zero, or one that is not finite.
     """
+    Laplacian: _aio.UnaryUnaryMultiCallable[_differentiation_pb2.LaplacianRequest, _differentiation_pb2.LaplacianResponse]  # type: ignore[assignment]
+    """Δf = Σ ∂²f/∂xᵢ² of one scalar output, over all elements of the `wrt` inputs: exact, or an estimate from random
+    products with its standard error. The gradient comes with it.
+
+    FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+    """
     Derivative: _aio.UnaryUnaryMultiCallable[_differentiation_pb2.DerivativeRequest, _differentiation_pb2.DerivativeResponse]  # type: ignore[assignment]
-    """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input.
+    """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input, or along a line through the point.
 
     FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
     INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
@@ -248,6 +298,38 @@ class DifferentiationServiceAsyncStub(DifferentiationServiceStub):
     ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
     UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
     one get that as their error.
+    """
+    StreamJacobian: _aio.UnaryStreamMultiCallable[_differentiation_pb2.StreamJacobianRequest, _differentiation_pb2.StreamJacobianResponse]  # type: ignore[assignment]
+    """A Jacobian of any size at one point, as one matrix, in blocks of rows.
+
+    The first message is the header; the blocks follow in the order of their rows, each of a few megabytes. The server
+    computes a block when the one before has been taken, and holds two at most: whoever reads slowly makes it compute
+    slowly. Cancelling ends the work after the block under way. A stream that broke is resumed with `first_row`.
+
+    INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+    OUT_OF_RANGE, reason RESULT_TOO_LARGE: a single row would need more memory than the server allows.
+    UNAVAILABLE, reason DRAINING: the server is shutting down. Resume elsewhere.
+    """
+    StreamHessian: _aio.UnaryStreamMultiCallable[_differentiation_pb2.StreamHessianRequest, _differentiation_pb2.StreamHessianResponse]  # type: ignore[assignment]
+    """A Hessian of any size at one point, as one matrix, in blocks of rows; otherwise like StreamJacobian.
+
+    FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+    """
+    Linearize: _aio.StreamStreamMultiCallable[_differentiation_pb2.LinearizeRequest, _differentiation_pb2.LinearizeResponse]  # type: ignore[assignment]
+    """Many products at one point: Jacobian times tangents, cotangents times Jacobian, Hessian times tangents.
+
+    The first request MUST hold the point; it is answered with `opened`. Products may come with it and after it, any
+    number in a message; they are answered as they are done, in any order, each exactly once. What the derivatives have
+    in common at the point is computed once and kept while the stream is open, where that pays. Products that wait
+    together are computed together. When the client half-closes, the server answers what is left and ends the stream
+    with OK. Flow control is that of Pipeline.
+
+    INVALID_ARGUMENT, reason MALFORMED_REQUEST: not a well-formed LinearizeRequest, no point in the first one, or a
+    second point. What is wrong with a product is that product's error alone.
+    INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+    FAILED_PRECONDITION, reason LINEARIZATION_EXPIRED: nothing was asked for so long that the point was let go.
+    RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: this connection has too many open. Close some.
+    UNAVAILABLE, reason DRAINING: the server is shutting down.
     """
 
 class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -319,7 +401,10 @@ class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_differentiation_pb2.JacobianResponse, _abc.Awaitable[_differentiation_pb2.JacobianResponse]]:
         """∂f/∂x of any outputs: a block for each pair (output, `wrt` input), shape [points?] + output shape + input shape.
 
-        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Jvp or Vjp.
+        Or, with JACOBIAN_STRUCTURE_SPARSE, one sparse matrix over all of them. Which elements can be other than zero is found
+        out once for a function and its shapes, and the values then cost as many products as the pattern has colours.
+
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamJacobian, or Jvp or Vjp.
         """
 
     @_abc_1.abstractmethod
@@ -328,11 +413,11 @@ class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _differentiation_pb2.HessianRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_differentiation_pb2.HessianResponse, _abc.Awaitable[_differentiation_pb2.HessianResponse]]:
-        """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), or the
-        diagonal alone. The gradient comes with it.
+        """Second derivatives of one scalar output: all pairs of `wrt` inputs, a rectangular part (`wrt` × `columns`), the
+        diagonal alone, or one sparse matrix. The gradient comes with it.
 
         FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
-        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use Hvp, or ask for a block or the diagonal.
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: use StreamHessian or Hvp, or ask for a block, the diagonal, or a sparse matrix.
         """
 
     @_abc_1.abstractmethod
@@ -383,12 +468,24 @@ class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Laplacian(
+        self,
+        request: _differentiation_pb2.LaplacianRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_differentiation_pb2.LaplacianResponse, _abc.Awaitable[_differentiation_pb2.LaplacianResponse]]:
+        """Δf = Σ ∂²f/∂xᵢ² of one scalar output, over all elements of the `wrt` inputs: exact, or an estimate from random
+        products with its standard error. The gradient comes with it.
+
+        FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+        """
+
+    @_abc_1.abstractmethod
     def Derivative(
         self,
         request: _differentiation_pb2.DerivativeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_differentiation_pb2.DerivativeResponse, _abc.Awaitable[_differentiation_pb2.DerivativeResponse]]:
-        """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input.
+        """Derivatives of orders 1, 2, …, n of any outputs with respect to one scalar input, or along a line through the point.
 
         FAILED_PRECONDITION, reason NOT_SCALAR: the input is not a scalar.
         INVALID_ARGUMENT, reason INVALID_OPTION: order is 0 or above 16, or the function contains something whose high
@@ -416,6 +513,56 @@ class DifferentiationServiceServicer(metaclass=_abc_1.ABCMeta):
         ids cannot be told any more. A malformed request inside an operation is that operation's error alone.
         UNAVAILABLE, reason DRAINING: the server is shutting down and takes no new stream; operations sent later on an open
         one get that as their error.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamJacobian(
+        self,
+        request: _differentiation_pb2.StreamJacobianRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_differentiation_pb2.StreamJacobianResponse], _abc.AsyncIterator[_differentiation_pb2.StreamJacobianResponse]]:
+        """A Jacobian of any size at one point, as one matrix, in blocks of rows.
+
+        The first message is the header; the blocks follow in the order of their rows, each of a few megabytes. The server
+        computes a block when the one before has been taken, and holds two at most: whoever reads slowly makes it compute
+        slowly. Cancelling ends the work after the block under way. A stream that broke is resumed with `first_row`.
+
+        INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+        OUT_OF_RANGE, reason RESULT_TOO_LARGE: a single row would need more memory than the server allows.
+        UNAVAILABLE, reason DRAINING: the server is shutting down. Resume elsewhere.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamHessian(
+        self,
+        request: _differentiation_pb2.StreamHessianRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_differentiation_pb2.StreamHessianResponse], _abc.AsyncIterator[_differentiation_pb2.StreamHessianResponse]]:
+        """A Hessian of any size at one point, as one matrix, in blocks of rows; otherwise like StreamJacobian.
+
+        FAILED_PRECONDITION, reason NOT_SCALAR: the output is not a scalar.
+        """
+
+    @_abc_1.abstractmethod
+    def Linearize(
+        self,
+        request_iterator: _MaybeAsyncIterator[_differentiation_pb2.LinearizeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_differentiation_pb2.LinearizeResponse], _abc.AsyncIterator[_differentiation_pb2.LinearizeResponse]]:
+        """Many products at one point: Jacobian times tangents, cotangents times Jacobian, Hessian times tangents.
+
+        The first request MUST hold the point; it is answered with `opened`. Products may come with it and after it, any
+        number in a message; they are answered as they are done, in any order, each exactly once. What the derivatives have
+        in common at the point is computed once and kept while the stream is open, where that pays. Products that wait
+        together are computed together. When the client half-closes, the server answers what is left and ends the stream
+        with OK. Flow control is that of Pipeline.
+
+        INVALID_ARGUMENT, reason MALFORMED_REQUEST: not a well-formed LinearizeRequest, no point in the first one, or a
+        second point. What is wrong with a product is that product's error alone.
+        INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
+        FAILED_PRECONDITION, reason LINEARIZATION_EXPIRED: nothing was asked for so long that the point was let go.
+        RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: this connection has too many open. Close some.
+        UNAVAILABLE, reason DRAINING: the server is shutting down.
         """
 
 def add_DifferentiationServiceServicer_to_server(servicer: DifferentiationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -66,7 +66,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION: the derivative was traced but could not be compiled."""
     REASON_RESULT_TOO_LARGE: _Reason.ValueType  # 19
     """OUT_OF_RANGE: the result would be larger than a response may be, or computing it would need more memory than the
-    server allows. Ask for less: a block, a diagonal, products with vectors, fewer points.
+    server allows. Ask for less: a block, a diagonal, products with vectors, fewer points; or for a stream of rows.
     """
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 20
     """DEADLINE_EXCEEDED: the deadline passed before the work was begun; no work was done for it."""
@@ -82,6 +82,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """UNAVAILABLE: the server is shutting down. Retry elsewhere."""
     REASON_INTERNAL: _Reason.ValueType  # 26
     """INTERNAL: a defect of the server. `metadata["request_id"]` stands in its log too."""
+    REASON_LINEARIZATION_EXPIRED: _Reason.ValueType  # 27
+    """FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
+    REASON_TOO_MANY_LINEARIZATIONS: _Reason.ValueType  # 28
+    """RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed.
@@ -139,7 +143,7 @@ REASON_COMPILE_FAILED: Reason.ValueType  # 18
 """FAILED_PRECONDITION: the derivative was traced but could not be compiled."""
 REASON_RESULT_TOO_LARGE: Reason.ValueType  # 19
 """OUT_OF_RANGE: the result would be larger than a response may be, or computing it would need more memory than the
-server allows. Ask for less: a block, a diagonal, products with vectors, fewer points.
+server allows. Ask for less: a block, a diagonal, products with vectors, fewer points; or for a stream of rows.
 """
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 20
 """DEADLINE_EXCEEDED: the deadline passed before the work was begun; no work was done for it."""
@@ -155,6 +159,10 @@ REASON_DRAINING: Reason.ValueType  # 25
 """UNAVAILABLE: the server is shutting down. Retry elsewhere."""
 REASON_INTERNAL: Reason.ValueType  # 26
 """INTERNAL: a defect of the server. `metadata["request_id"]` stands in its log too."""
+REASON_LINEARIZATION_EXPIRED: Reason.ValueType  # 27
+"""FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
+REASON_TOO_MANY_LINEARIZATIONS: Reason.ValueType  # 28
+"""RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final

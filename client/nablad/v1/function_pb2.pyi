@@ -46,6 +46,8 @@ class _OperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operator.Val
     """Rate of change along a unit direction."""
     OPERATOR_DERIVATIVE: _Operator.ValueType  # 9
     """Derivatives of orders 1 to n in one real variable."""
+    OPERATOR_LAPLACIAN: _Operator.ValueType  # 10
+    """See DifferentiationService.Laplacian."""
 
 class Operator(_Operator, metaclass=_OperatorEnumTypeWrapper):
     """What can be asked of a function; one RPC of DifferentiationService each."""
@@ -70,6 +72,8 @@ OPERATOR_DIRECTIONAL_DERIVATIVE: Operator.ValueType  # 8
 """Rate of change along a unit direction."""
 OPERATOR_DERIVATIVE: Operator.ValueType  # 9
 """Derivatives of orders 1 to n in one real variable."""
+OPERATOR_LAPLACIAN: Operator.ValueType  # 10
+"""See DifferentiationService.Laplacian."""
 Global___Operator: _TypeAlias = Operator  # noqa: Y015
 
 @_typing.final

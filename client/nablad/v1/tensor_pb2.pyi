@@ -95,6 +95,34 @@ DTYPE_COMPLEX128: Dtype.ValueType  # 15
 """Two binary64: real part, imaginary part."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
+class _PatternSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PatternSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PatternSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PATTERN_SOURCE_UNSPECIFIED: _PatternSource.ValueType  # 0
+    """Never sent."""
+    PATTERN_SOURCE_DETECTED: _PatternSource.ValueType  # 1
+    """From the function's operations, whatever the values: it may list elements that are always zero, and misses none."""
+    PATTERN_SOURCE_DECLARED: _PatternSource.ValueType  # 2
+    """From whoever registered the function."""
+    PATTERN_SOURCE_DENSE: _PatternSource.ValueType  # 3
+    """Nothing could be found out: every element is kept. `reason` says why."""
+
+class PatternSource(_PatternSource, metaclass=_PatternSourceEnumTypeWrapper):
+    """Where a sparsity pattern comes from."""
+
+PATTERN_SOURCE_UNSPECIFIED: PatternSource.ValueType  # 0
+"""Never sent."""
+PATTERN_SOURCE_DETECTED: PatternSource.ValueType  # 1
+"""From the function's operations, whatever the values: it may list elements that are always zero, and misses none."""
+PATTERN_SOURCE_DECLARED: PatternSource.ValueType  # 2
+"""From whoever registered the function."""
+PATTERN_SOURCE_DENSE: PatternSource.ValueType  # 3
+"""Nothing could be found out: every element is kept. `reason` says why."""
+Global___PatternSource: _TypeAlias = PatternSource  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """A dense array.
@@ -223,3 +251,142 @@ class Block(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Block: _TypeAlias = Block  # noqa: Y015
+
+@_typing.final
+class MatrixAxis(_message.Message):
+    """The rows, or the columns, that belong to one input or output.
+
+    A matrix of derivatives that is given as one, and not as Blocks, has a row (or column) for every element of every
+    output or input that counts: those of the first axis come first, each axis's elements in row-major order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The output or the input."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its shape, for one point. Empty for a scalar, which has one element."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatrixAxis: _TypeAlias = MatrixAxis  # noqa: Y015
+
+@_typing.final
+class SparsityPattern(_message.Message):
+    """Which elements of a matrix of derivatives can be other than zero, at whatever point.
+
+    The elements that are kept are ordered by row, then by column, and each is listed once. So `values` with row_indices
+    and column_indices are the matrix in coordinate form (COO), and with row_starts and column_indices in compressed
+    sparse row form (CSR). A symmetric Hessian is listed whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROW_INDICES_FIELD_NUMBER: _builtins.int
+    COLUMN_INDICES_FIELD_NUMBER: _builtins.int
+    ROW_STARTS_FIELD_NUMBER: _builtins.int
+    COLORS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.bytes
+    """A name for this pattern: equal for equal patterns of equal axes. Pass it as `known_pattern` to get values alone."""
+    colors: _builtins.int
+    """How many products with vectors give all values. Elements in rows (or columns) of one colour never meet."""
+    source: Global___PatternSource.ValueType
+    """Where the pattern comes from."""
+    reason: _builtins.str
+    """Why the pattern is dense, if the source is PATTERN_SOURCE_DENSE."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatrixAxis]:
+        """What the rows are. Jacobian: the outputs. Hessian: the `wrt` inputs."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatrixAxis]:
+        """What the columns are: inputs."""
+
+    @_builtins.property
+    def row_indices(self) -> Global___Tensor:
+        """The row of each element that is kept: int32, [nonzeros]."""
+
+    @_builtins.property
+    def column_indices(self) -> Global___Tensor:
+        """The column of each: int32, [nonzeros]."""
+
+    @_builtins.property
+    def row_starts(self) -> Global___Tensor:
+        """Where each row begins among the elements, and after the last one their number: int32, [rows + 1]."""
+
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.bytes = ...,
+        rows: _abc.Iterable[Global___MatrixAxis] | None = ...,
+        columns: _abc.Iterable[Global___MatrixAxis] | None = ...,
+        row_indices: Global___Tensor | None = ...,
+        column_indices: Global___Tensor | None = ...,
+        row_starts: Global___Tensor | None = ...,
+        colors: _builtins.int = ...,
+        source: Global___PatternSource.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["column_indices", b"column_indices", "row_indices", b"row_indices", "row_starts", b"row_starts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["colors", b"colors", "column_indices", b"column_indices", "columns", b"columns", "fingerprint", b"fingerprint", "reason", b"reason", "row_indices", b"row_indices", "row_starts", b"row_starts", "rows", b"rows", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SparsityPattern: _TypeAlias = SparsityPattern  # noqa: Y015
+
+@_typing.final
+class SparseMatrix(_message.Message):
+    """A sparse matrix of derivatives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    BATCHED_FIELD_NUMBER: _builtins.int
+    NON_FINITE_FIELD_NUMBER: _builtins.int
+    batched: _builtins.bool
+    """True: the first axis runs over points."""
+    non_finite: _builtins.bool
+    """True if an element is NaN or infinite."""
+    @_builtins.property
+    def pattern(self) -> Global___SparsityPattern:
+        """Which elements are kept. Absent if the request's `known_pattern` is its fingerprint."""
+
+    @_builtins.property
+    def values(self) -> Global___Tensor:
+        """The elements, in the pattern's order: [points?] + [nonzeros]."""
+
+    def __init__(
+        self,
+        *,
+        pattern: Global___SparsityPattern | None = ...,
+        values: Global___Tensor | None = ...,
+        batched: _builtins.bool = ...,
+        non_finite: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern", "values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batched", b"batched", "non_finite", b"non_finite", "pattern", b"pattern", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SparseMatrix: _TypeAlias = SparseMatrix  # noqa: Y015

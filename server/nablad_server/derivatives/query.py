@@ -6,10 +6,16 @@ Calls whose queries are equal can run in one batch. The number of points is not 
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.functions.function import Function
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.signature import ArraySpec
+
+FIRST_ROW = ArraySpec((), np.dtype(np.int32))
+SEED = ArraySpec((2,), np.dtype(np.uint32))
+"""The two halves of a seed of 64 bits: programs in 32-bit mode have no such numbers."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,10 @@ class Query:
         mode: a nablad.v1.Mode; never MODE_UNSPECIFIED.
         diagonal: Hessian: the diagonal alone.
         order: Derivative: the highest order.
-        shared: for every array (inputs, then vectors): one for all points instead of one for each. Calls that share
+        samples: diagonal of a Hessian, Laplacian: an estimate from so many random vectors; 0: exact.
+        block_rows: Jacobian, Hessian: so many rows of the matrix over all rows and columns, beginning with a row that
+            is given with the point; 0: all of it.
+        shared: for every array (inputs, vectors, extras): one for all points instead of one for each. Calls that share
             some cannot ride with others.
     """
 
@@ -45,11 +54,14 @@ class Query:
     mode: differentiation_pb2.Mode.ValueType = differentiation_pb2.MODE_AUTO
     diagonal: bool = False
     order: int = 0
+    samples: int = 0
+    block_rows: int = 0
     shared: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shared:
-            object.__setattr__(self, "shared", (False,) * (len(self.inputs) + len(self.vectors)))
+            count = len(self.inputs) + len(self.vectors) + len(self.extras)
+            object.__setattr__(self, "shared", (False,) * count)
 
     def __hash__(self) -> int:
         return self._hash
@@ -59,7 +71,7 @@ class Query:
         # A query is hashed several times on its way and holds nested tuples: computed once.
         return hash(
             (id(self.function), self.operator, self.inputs, self.outputs, self.wrt, self.columns, self.vectors,
-             self.stack, self.mode, self.diagonal, self.order, self.shared)
+             self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.shared)
         )  # fmt: skip
 
     @functools.cached_property
@@ -67,12 +79,20 @@ class Query:
         """Shape and dtype of every output of the function, chosen or not."""
         return tuple(spec for _, spec in self.function.outputs_at(self.inputs))
 
+    @property
+    def extras(self) -> tuple[ArraySpec, ...]:
+        """What a program takes besides inputs and vectors: the first row of a block, or the seed of an estimate."""
+        if self.block_rows:
+            return (FIRST_ROW,)
+        return (SEED,) if self.samples else ()
+
     @functools.cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """Shape and dtype of every array that a program takes, for one point: inputs, then vectors."""
+        """Shape and dtype of every array that a program takes, for one point: inputs, vectors, extras."""
         like = self.output_specs if self.operator == function_pb2.OPERATOR_VJP else self.inputs
         stack = () if self.stack is None else (self.stack,)
-        return self.inputs + tuple(ArraySpec(stack + like[index].shape, like[index].dtype) for index in self.vectors)
+        vectors = tuple(ArraySpec(stack + like[index].shape, like[index].dtype) for index in self.vectors)
+        return self.inputs + vectors + self.extras
 
     @functools.cached_property
     def argument_bytes(self) -> int:

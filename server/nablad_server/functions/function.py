@@ -121,11 +121,15 @@ class Function:
                 function_pb2.OPERATOR_HESSIAN,
                 function_pb2.OPERATOR_HVP,
                 function_pb2.OPERATOR_DIRECTIONAL_DERIVATIVE,
+                function_pb2.OPERATOR_LAPLACIAN,
             ]
         if inputs and smooth:
-            allowed += [function_pb2.OPERATOR_JACOBIAN, function_pb2.OPERATOR_JVP, function_pb2.OPERATOR_VJP]
-            if any(spec.scalar for spec in inputs):
-                allowed.append(function_pb2.OPERATOR_DERIVATIVE)
+            allowed += [
+                function_pb2.OPERATOR_JACOBIAN,
+                function_pb2.OPERATOR_JVP,
+                function_pb2.OPERATOR_VJP,
+                function_pb2.OPERATOR_DERIVATIVE,
+            ]
         return tuple(sorted(allowed))
 
 

@@ -20,8 +20,9 @@ from nablad.errors import (
 )
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
-from nablad_server.derivatives.operators import MAX_ORDER, result_bytes
-from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.operators import result_bytes
+from nablad_server.derivatives.operators.orders import MAX_ORDER
+from nablad_server.derivatives.query import SEED, Query
 from nablad_server.derivatives.runner import Points
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
@@ -31,8 +32,9 @@ from nablad_server.serving.subject import Subject
 from nablad_server.serving.wire import Template, tensor_bytes
 
 _ADVICE = {
-    function_pb2.OPERATOR_JACOBIAN: "ask for fewer outputs or inputs in wrt, or use Jvp or Vjp",
-    function_pb2.OPERATOR_HESSIAN: "ask for a block (wrt and columns) or the diagonal, or use Hvp",
+    function_pb2.OPERATOR_JACOBIAN: "use StreamJacobian, Jvp or Vjp, or ask for a sparse matrix",
+    function_pb2.OPERATOR_HESSIAN: "use StreamHessian or Hvp, or ask for a block (wrt and columns), the diagonal, or a "
+    "sparse matrix",
     function_pb2.OPERATOR_HVP: "send fewer vectors at once",
     function_pb2.OPERATOR_JVP: "send fewer vectors at once",
     function_pb2.OPERATOR_VJP: "send fewer vectors at once",
@@ -64,6 +66,7 @@ class Kind(NamedTuple):
     decode: "Callable[[Decoder, Any], Decoded]"
 
 
+MAX_SAMPLES = 65536
 MAX_TEMPLATES = 4096
 MAX_TEMPLATES_OF_A_LENGTH = 8
 MAX_TEMPLATE_BYTES = 4096
@@ -171,11 +174,24 @@ class Decoder:
         diagonal = request.structure == pb.HESSIAN_STRUCTURE_DIAGONAL
         if diagonal and request.columns:
             raise InvalidOption("a diagonal has no columns of its own; leave columns empty", field="columns")
+        samples, seed = _estimate(request) if request.HasField("estimate") else (0, b"")
+        if samples and not diagonal:
+            raise InvalidOption("only a diagonal can be estimated; see structure", field="estimate")
         wrt = subject.select_inputs(request.wrt)
         columns = () if diagonal else subject.select_inputs(request.columns, "columns") if request.columns else wrt
         return self._decoded(
-            subject, (), function_pb2.OPERATOR_HESSIAN, outputs,
-            wrt=wrt, columns=columns, diagonal=diagonal, mode=_mode(request.mode),
+            subject, (), function_pb2.OPERATOR_HESSIAN, outputs, seed,
+            wrt=wrt, columns=columns, diagonal=diagonal, mode=_mode(request.mode), samples=samples,
+        )  # fmt: skip
+
+    def laplacian(self, request: pb.LaplacianRequest) -> Decoded:
+        """Reads a LaplacianRequest; raises as `evaluate` does."""
+        subject = self._subject(request.function, request.inputs)
+        outputs = subject.select_scalar_output(request.output)
+        samples, seed = _estimate(request) if request.HasField("estimate") else (0, b"")
+        return self._decoded(
+            subject, (), function_pb2.OPERATOR_LAPLACIAN, outputs, seed,
+            wrt=subject.select_inputs(request.wrt), mode=_mode(request.mode), samples=samples,
         )  # fmt: skip
 
     def hvp(self, request: pb.HvpRequest) -> Decoded:
@@ -228,9 +244,17 @@ class Decoder:
         outputs = subject.select_outputs(request.outputs, differentiable=True)
         if not 1 <= request.order <= MAX_ORDER:
             raise InvalidOption(f"order is {request.order}; expected 1 to {MAX_ORDER}", field="order")
-        wrt = subject.select_scalar_input(request.wrt)
+        if not request.direction:
+            wrt = subject.select_scalar_input(request.wrt)
+            return self._decoded(
+                subject, (), function_pb2.OPERATOR_DERIVATIVE, outputs, wrt=wrt, order=request.order
+            )  # fmt: skip
+        if request.wrt:
+            raise InvalidOption("a direction says which inputs move; leave wrt empty", field="wrt")
+        indices, vectors, _ = subject.tangents(request.direction, stacked=False, field="direction")
         return self._decoded(
-            subject, (), function_pb2.OPERATOR_DERIVATIVE, outputs, wrt=wrt, order=request.order
+            subject, vectors, function_pb2.OPERATOR_DERIVATIVE, outputs,
+            wrt=indices, vectors=indices, order=request.order,
         )  # fmt: skip
 
     def _subject(self, reference: str, tensors: Tensors) -> Subject:
@@ -267,11 +291,15 @@ class Decoder:
         moving: Sequence[RequestArray],
         operator: function_pb2.Operator.ValueType,
         outputs: tuple[int, ...],
+        extra: bytes = b"",
         **options: object,
     ) -> Decoded:
+        """`extra`: the elements of the query's extras, which are the same for every point."""
         arrays = (*subject.inputs, *moving)
         count = self._count(arrays)
         shared = tuple(not array.batched for array in arrays) if count is not None else ()
+        if shared and extra:
+            shared += (False,)
         query = Query(subject.function, operator, subject.specs, outputs, shared=shared, **options)  # type: ignore[arg-type]  # the callers' keywords are Query's own
         each = result_bytes(query)
         total = each * (count or 1)
@@ -282,7 +310,8 @@ class Decoder:
                 f"{self._max_result_bytes}. To get less, {advice}{', or send fewer points' if count else ''}",
                 metadata={"bytes": str(total), "limit": str(self._max_result_bytes)},
             )
-        points = Points(count or 1, tuple(array.data for array in arrays))
+        extras = (extra * (count or 1),) if extra else ()
+        points = Points(count or 1, tuple(array.data for array in arrays) + extras)
         key = (query, count is not None)
         layout = self._layouts.get(key)
         if layout is None:
@@ -291,7 +320,7 @@ class Decoder:
             names = tuple(subject.outputs[index][0] for index in outputs)
             layout = self._layouts[key] = Layout(query, count is not None, names)
         # Equal queries become one and the same, so that looking for what is known about it is a matter of identity.
-        literal = any(array.converted or array.spec.dtype.kind == "b" for array in arrays)
+        literal = bool(extras) or any(array.converted or array.spec.dtype.kind == "b" for array in arrays)
         fields = None if literal else tuple(array.field for array in arrays)
         return Decoded(layout.query, points, layout, fields)
 
@@ -314,6 +343,16 @@ class Decoder:
                 field=f"{batched[0].field}.tensor.shape",
             )
         return count
+
+
+def _estimate(request: pb.HessianRequest | pb.LaplacianRequest) -> tuple[int, bytes]:
+    """How many random vectors, and the elements of their seed."""
+    estimate = request.estimate
+    if not 2 <= estimate.samples <= MAX_SAMPLES:
+        raise InvalidOption(
+            f"an estimate from {estimate.samples} samples; expected 2 to {MAX_SAMPLES}", field="estimate.samples"
+        )
+    return estimate.samples, estimate.seed.to_bytes(SEED.bytes, "little")
 
 
 def _mode(mode: pb.Mode.ValueType) -> pb.Mode.ValueType:

@@ -59,7 +59,8 @@ class Layout:
         groups = DIAGONAL if query.diagonal else groups
         self._groups = [
             (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
-            for (field, named), specs in zip(groups.items(), result_specs(query), strict=True)
+            # The standard errors come last, and only with an estimate.
+            for (field, named), specs in zip(groups.items(), result_specs(query), strict=False)
         ]
         self._executed = delimited(1, query.function.reference.encode())
         self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
@@ -178,8 +179,12 @@ RESPONSES: dict[int, tuple[type[Message], dict[str, _Named]]] = {
         {"values": _outputs, "derivative": _outputs, "steepest_ascent": _wrt, "max_rate": _outputs},
     ),
     function_pb2.OPERATOR_DERIVATIVE: (pb.DerivativeResponse, {"values": _outputs, "derivatives": _outputs}),
+    function_pb2.OPERATOR_LAPLACIAN: (
+        pb.LaplacianResponse,
+        {"values": _outputs, "gradients": _wrt, "laplacian": _outputs, "standard_error": _outputs},
+    ),
 }
 """For each operator its response, and for each group of the result the field that it goes into and what names it."""
 
-DIAGONAL: dict[str, _Named] = {"values": _outputs, "gradients": _wrt, "diagonals": _wrt}
+DIAGONAL: dict[str, _Named] = {"values": _outputs, "gradients": _wrt, "diagonals": _wrt, "standard_errors": _wrt}
 """The groups of a Hessian of which only the diagonal was asked for."""

@@ -25,6 +25,7 @@ KINDS = {
     "Vjp": Kind(pb.VjpRequest, Decoder.vjp),
     "DirectionalDerivative": Kind(pb.DirectionalDerivativeRequest, Decoder.directional_derivative),
     "Derivative": Kind(pb.DerivativeRequest, Decoder.derivative),
+    "Laplacian": Kind(pb.LaplacianRequest, Decoder.laplacian),
 }
 """The operators, by the name of their RPC."""
 
