@@ -13,7 +13,7 @@ import numpy as np
 
 from nablad.errors import CompileFailed, NabladError, NotDifferentiable, ResultTooLarge
 from nablad.tensors import Array
-from nablad_server.derivatives.memory import inner_jaxprs, refuse_excess, refuse_overflow
+from nablad_server.derivatives.memory import inner_jaxprs, refuse_excess, refuse_hopeless, refuse_overflow
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.precision import precision_of
@@ -68,6 +68,7 @@ class Program:
         seconds: what one execution takes, measured at a point of all ones.
         strategy: how it goes about its points: `single`, `vmap` or `loop`.
         calls_back: whether it calls Python code of the function's while it runs.
+        compile_seconds: what lowering and compiling it took.
     """
 
     bucket: int
@@ -77,6 +78,7 @@ class Program:
     seconds: float
     strategy: str
     calls_back: bool
+    compile_seconds: float = 0.0
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Computes `bucket` points.
@@ -176,7 +178,9 @@ def _compiled(traced: Traced, bucket: int, strategy: str, memory_limit: int) -> 
 
         return STRATEGIES[strategy](one, query.shared, bucket, arrays)
 
+    refuse_hopeless(query, traced.jaxpr, bucket if strategy == "vmap" else 1, memory_limit)
     specs = [_with_points(spec, bucket, common) for spec, common in zip(query.arrays, query.shared, strict=True)]
+    started = time.perf_counter()
     try:
         with precision_of(query.inputs):
             executable = jax.jit(batched).lower(hoisted, *specs).compile()
@@ -187,7 +191,8 @@ def _compiled(traced: Traced, bucket: int, strategy: str, memory_limit: int) -> 
             metadata={"function": query.function.reference},
         ) from error
     refuse_excess(query, executable, bucket, memory_limit)
-    program = Program(bucket, executable, hoisted, traced.groups, 0.0, strategy, traced.calls_back)
+    compiled = time.perf_counter() - started
+    program = Program(bucket, executable, hoisted, traced.groups, 0.0, strategy, traced.calls_back, compiled)
     return replace(program, seconds=_timed(program, specs))
 
 

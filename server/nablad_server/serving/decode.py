@@ -20,6 +20,7 @@ from nablad.errors import (
 )
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
+from nablad_server.derivatives.memory import ADVICE
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.operators.orders import MAX_ORDER
 from nablad_server.derivatives.query import SEED, Query
@@ -30,16 +31,6 @@ from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_d
 from nablad_server.serving.layout import Layout
 from nablad_server.serving.subject import Subject
 from nablad_server.serving.wire import Template, tensor_bytes
-
-_ADVICE = {
-    function_pb2.OPERATOR_JACOBIAN: "use StreamJacobian, Jvp or Vjp, or ask for a sparse matrix",
-    function_pb2.OPERATOR_HESSIAN: "use StreamHessian or Hvp, or ask for a block (wrt and columns), the diagonal, or a "
-    "sparse matrix",
-    function_pb2.OPERATOR_HVP: "send fewer vectors at once",
-    function_pb2.OPERATOR_JVP: "send fewer vectors at once",
-    function_pb2.OPERATOR_VJP: "send fewer vectors at once",
-    function_pb2.OPERATOR_DERIVATIVE: "ask for a lower order",
-}
 
 
 class Decoded(NamedTuple):
@@ -304,7 +295,7 @@ class Decoder:
         each = result_bytes(query)
         total = each * (count or 1)
         if total > self._max_result_bytes:
-            advice = _ADVICE.get(operator, "ask for less")
+            advice = ADVICE.get(operator, "ask for less")
             raise ResultTooLarge(
                 f"{query} gives {each} bytes a point, {total} in all; a response holds at most "
                 f"{self._max_result_bytes}. To get less, {advice}{', or send fewer points' if count else ''}",
