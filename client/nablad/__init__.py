@@ -16,10 +16,12 @@ from nablad.client import Client, Function
 from nablad.errors import NabladError
 from nablad.pipeline import Pipeline
 from nablad.results import (
+    Cost,
     Derivative,
     DirectionalDerivative,
     Evaluation,
     Execution,
+    Explanation,
     FunctionInfo,
     Gradient,
     Hessian,
@@ -27,16 +29,19 @@ from nablad.results import (
     Jacobian,
     Jvp,
     Laplacian,
+    ProgramInfo,
     TensorInfo,
     Vjp,
 )
 
 __all__ = [
     "Client",
+    "Cost",
     "Derivative",
     "DirectionalDerivative",
     "Evaluation",
     "Execution",
+    "Explanation",
     "Function",
     "FunctionInfo",
     "Gradient",
@@ -48,6 +53,7 @@ __all__ = [
     "Mode",
     "NabladError",
     "Pipeline",
+    "ProgramInfo",
     "TensorInfo",
     "Vjp",
     "aio",

@@ -3,15 +3,16 @@
 Each operator is one function from a description and the caller's arguments to a request and a way to read its response.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
 from nablad import results, trees
 from nablad._arguments import Arguments, Batched, argument_of, arrange_outputs, arrays, output_tensors
-from nablad.errors import InvalidArgument
+from nablad.errors import InvalidArgument, InvalidOption
 from nablad.tensors import DTYPES, to_array
 from nablad.v1 import catalog_pb2, function_pb2, tensor_pb2
 from nablad.v1 import differentiation_pb2 as pb
@@ -277,6 +278,76 @@ OPERATORS: dict[str, Operator[results.Result]] = {
     )
 }  # fmt: skip
 """Every operator by name."""
+
+
+class Asked(NamedTuple):
+    """What keywords say to an operator.
+
+    Attributes:
+        operator: the operator.
+        named: the arguments of the function that they give.
+        options: all options of the operator, by default what its method has.
+        vector: the vector that they give; MISSING if they do not.
+    """
+
+    operator: Operator[Any]
+    named: dict[str, Any]
+    options: dict[str, Any]
+    vector: Any
+
+
+def split(methods: type, operator: str, keywords: Mapping[str, Any]) -> Asked:
+    """Tells the options of an operator from the arguments of a function.
+
+    `methods` has the operators as methods, whose options have defaults. Raises InvalidOption for another operator.
+    """
+    if operator not in OPERATORS:
+        raise InvalidOption(f"operator is {operator!r}; expected one of {', '.join(OPERATORS)}")
+    found = OPERATORS[operator]
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(getattr(methods, operator)).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "timeout"
+    }
+    named = {name: value for name, value in keywords.items() if name not in defaults}
+    options = {name: keywords.get(name, default) for name, default in defaults.items()}
+    vector = options.pop(found.vector, MISSING)
+    return Asked(found, named, options, vector)
+
+
+def explain_request(
+    asked: Asked, info: results.FunctionInfo, function: str, positional: Sequence[Any]
+) -> catalog_pb2.ExplainRequest:
+    """The request that asks how a call would be answered."""
+    prepared = asked.operator.prepared(
+        info, function, positional, asked.named, vector=asked.vector, options=asked.options
+    )
+    request = catalog_pb2.ExplainRequest()
+    getattr(request, asked.operator.name).CopyFrom(prepared.request)
+    return request
+
+
+def explanation(response: catalog_pb2.ExplainResponse) -> results.Explanation:
+    """A response about a call, read."""
+    return results.Explanation(
+        function=response.function,
+        operator=_operator_name(response.operator),
+        mode=response.mode,
+        reason=response.reason,
+        function_cost=_cost(response.function_cost),
+        cost=_cost(response.cost),
+        result_bytes=response.result_bytes,
+        programs=tuple(
+            results.ProgramInfo(
+                program.points, program.strategy, _cost(program.cost), program.compile_nanoseconds * 1e-9
+            )
+            for program in response.programs
+        ),
+    )
+
+
+def _cost(cost: catalog_pb2.Cost) -> results.Cost:
+    return results.Cost(cost.flops, cost.accessed_bytes, cost.nanoseconds * 1e-9, cost.memory_bytes)
 
 
 def describe_request(function: str) -> catalog_pb2.DescribeFunctionRequest:

@@ -1,16 +1,14 @@
 """How `map` cuts iterables into operations of many points. Pure: both pipelines only carry it out."""
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from nablad._calls import MISSING, OPERATORS, Operator
+from nablad._calls import Operator, split
 from nablad._packing import Chunk, Settable
 from nablad._plans import PACK_BYTES, PACK_POINTS, Key, Plan, key_of, kinds, make, pack_points
-from nablad.errors import InvalidOption
 from nablad.results import FunctionInfo
 from nablad.tensors import Array
 
@@ -140,20 +138,12 @@ class Mapped:
         self, pipeline: type, operator: str, function: str, timeout: float | None, keywords: Mapping[str, Any]
     ) -> None:
         """`pipeline` has the operators as methods, whose options have defaults. Raises InvalidOption for another."""
-        if operator not in OPERATORS:
-            raise InvalidOption(f"operator is {operator!r}; expected one of {', '.join(OPERATORS)}")
-        self.operator: Operator[Any] = OPERATORS[operator]
+        asked = split(pipeline, operator, keywords)
+        self.operator: Operator[Any] = asked.operator
         self.function = function
         self.timeout = timeout
         self.keywords = keywords
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(getattr(pipeline, operator)).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "timeout"
-        }
-        self._named = {name: value for name, value in keywords.items() if name not in defaults}
-        self._options = {name: keywords.get(name, default) for name, default in defaults.items()}
-        self._vector = self._options.pop(self.operator.vector, MISSING)
+        self._named, self._options, self._vector = asked.named, asked.options, asked.vector
         self._plans: dict[Key, tuple[Plan[Any] | None, list[bytes]]] = {}
 
     @property

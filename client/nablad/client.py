@@ -312,6 +312,19 @@ class Client:
         self._plans.learn(function, info)
         return info
 
+    def explain(
+        self, operator: str, function: str, *args: Any, timeout: float | None = None, **options: Any
+    ) -> results.Explanation:
+        """How the server would answer a call, and what that costs: `operator` is its method here, such as `"hessian"`.
+
+        The program is compiled if need be, and timed at a point of all ones. Of the arguments only the shapes and
+        dtypes count.
+        """
+        asked = _calls.split(Client, operator, options)
+        info = self._plans.info(function) or self.describe(function)
+        request = _calls.explain_request(asked, info, function, args)
+        return _calls.explanation(self._answer(self._catalog.Explain, request, timeout))
+
     def healthy(self, timeout: float = 5.0) -> bool:
         """Whether the server says that it serves; False also if it cannot be reached in time."""
         check: Callable[..., Any] = self._channel.unary_unary(_health.METHOD)
@@ -382,6 +395,12 @@ class Function:
     def __call__(self, *args: Any, batched: Batched = False, timeout: float | None = None, **named: Any) -> Any:
         """The value alone."""
         return self._client.evaluate(self.name, *args, batched=batched, timeout=timeout, **named).value
+
+    def explain(
+        self, operator: str, *args: Any, timeout: float | None = None, **options: Any
+    ) -> results.Explanation:
+        """How the server would answer a call, and what that costs, as `Client.explain` gives it."""
+        return self._client.explain(operator, self.name, *args, timeout=timeout, **options)
 
     def map(
         self,

@@ -189,3 +189,72 @@ class FunctionInfo:
     def reference(self) -> str:
         """`name@version`."""
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one execution takes.
+
+    Attributes:
+        flops: floating-point operations, as the compiler counts them: the body of a loop once.
+        accessed_bytes: bytes read and written, likewise.
+        seconds: measured at a point of all ones; 0 if the function cannot be run there.
+        memory_bytes: arguments, results and what lies between.
+    """
+
+    flops: float
+    accessed_bytes: float
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """One compiled program.
+
+    Attributes:
+        points: how many points it takes at once.
+        strategy: how it goes about them: `single`, `vmap` (all at once) or `loop` (one after the other).
+        cost: of one execution.
+        compile_seconds: what compiling it took.
+    """
+
+    points: int
+    strategy: str
+    cost: Cost
+    compile_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a call would be answered.
+
+    Attributes:
+        function: the function and version, `name@version`.
+        operator: what is asked of it.
+        mode: how derivatives are accumulated, such as `forward over reverse`.
+        reason: why so.
+        function_cost: of the function itself, at one point.
+        cost: of what was asked for, at one point.
+        result_bytes: bytes of the result for one point.
+        programs: those ready for different numbers of points.
+    """
+
+    function: str
+    operator: str
+    mode: str
+    reason: str
+    function_cost: Cost
+    cost: Cost
+    result_bytes: int
+    programs: tuple[ProgramInfo, ...]
+
+    @property
+    def flops_ratio(self) -> float:
+        """Floating-point operations of the derivative over those of the function; NaN if those are not known."""
+        return self.cost.flops / self.function_cost.flops if self.function_cost.flops else float("nan")
+
+    @property
+    def seconds_ratio(self) -> float:
+        """Time of the derivative over that of the function; NaN if that is not known."""
+        return self.cost.seconds / self.function_cost.seconds if self.function_cost.seconds else float("nan")

@@ -29,12 +29,13 @@ from nablad_server.serving import catalog, differentiation
 from nablad_server.serving.catalog import catalog_service
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.differentiation import methods
+from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
 from nablad_server.serving.pipeline import Window
 from nablad_server.serving.statistics import Statistics
 from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
-from nablad_server.serving.work import Desk
+from nablad_server.serving.work import KINDS, Desk
 
 SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
 
@@ -187,7 +188,8 @@ class App:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        server.add_generic_rpc_handlers((catalog_service(self._registry, self._statistics, self._gate),))
+        explainer = Explainer(self._decoder, self._cache, KINDS)
+        server.add_generic_rpc_handlers((catalog_service(self._registry, self._statistics, explainer, self._gate),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -48,6 +48,8 @@ def test_the_command_that_describe_offers_works(run: Any) -> None:
         (("gradient", "x2y_3xy2", "-i", "x=1", "-i", "y=2", "--wrt", "y"), "gradient", 13.0),
         (("jacobian", "quadratic_product", "-i", "x=1,2", "--mode", "reverse"), "jacobian", [[2.0, 1.0], [2.0, 1.0]]),
         (("hessian", "sum_of_squares", "-i", "x=1,1", "--diagonal"), "hessian", [2.0, 2.0]),
+        (("laplacian", "sum_of_squares", "-i", "x=1,1", "--samples", "4"), "standard_error", 0.0),
+        (("derivative", "sum_of_squares", "-i", "x=1,1", "--order", "2", "--direction", "1,2"), "derivatives", [6, 10]),
         (("hvp", "sum_of_squares", "-i", "x=1,2", "--tangent", "1,0"), "hvp", [2.0, 0.0]),
         (("jvp", "x2y_3xy2", "-i", "x=1", "-i", "y=2", "--tangent", "x=1", "--tangent", "y=1"), "jvp", 29.0),
         (("vjp", "quadratic_product", "-i", "x=1,2", "--cotangent", "1,1"), "vjp", [4.0, 2.0]),
@@ -120,3 +122,12 @@ def test_the_demo_shows_results_beside_exact_values() -> None:
     assert result.exit_code == 0
     for part in ("sigmoid", "2.828427", "[[1330.,", "16 results"):
         assert part in result.output
+
+
+def test_explain(run: Any) -> None:
+    call = ("explain", "rosenbrock", "--operator", "hessian", "-i", "x=1,2,3", "-o", "diagonal=true")
+    found = answer(run(*call, "--json"))
+    assert (found["operator"], found["mode"]) == ("hessian", "forward over reverse")
+    text = " ".join(run("explain", "x2y_3xy2", "-i", "x=1", "-i", "y=2", "-o", "wrt=y").stdout.split())
+    assert "gradient of x2y_3xy2@1" in text
+    assert "single" in text

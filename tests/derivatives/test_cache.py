@@ -11,7 +11,7 @@ import jax
 import pytest
 from jaxtyping import Array, Float
 
-from nablad.errors import CompileQueueFull, Draining, NabladError, NotDifferentiable
+from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, NabladError, NotDifferentiable
 from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.query import Query
@@ -337,3 +337,24 @@ def test_whoever_waits_and_fails_does_not_end_the_thread_that_compiles() -> None
 
     assert answers.next() is None
     cache.close()
+
+
+def test_whoever_can_wait_gets_the_program_or_the_reason(make: Make, probe: Probe) -> None:
+    cache, query = make(), probe.query()
+
+    assert cache.wait(query, 4, SAFETY).bucket == 4
+    assert cache.wait(query, 4, 0.0).bucket == 4
+    assert cache.wait(query_of(one_at_a_time, EVALUATE, (spec(),)), 2, SAFETY).bucket == 1
+    with pytest.raises(NotDifferentiable):
+        cache.wait(query_of(looped, function_pb2.OPERATOR_GRADIENT, (spec(),)), 1, SAFETY)
+
+
+def test_whoever_cannot_wait_longer_is_told_to_ask_again(make: Make, probe: Probe) -> None:
+    cache, query = make(), probe.query()
+    probe.block()
+
+    with pytest.raises(DeadlineExceeded, match="still being compiled"):
+        cache.wait(query, 1, 0.0)
+
+    probe.open.set()
+    assert cache.wait(query, 1, SAFETY).bucket == 1

@@ -1,5 +1,6 @@
 """The command line: `nablad list`, `nablad describe`, one command for each operator, and those of the server."""
 
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
@@ -144,6 +145,8 @@ _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     )),
 }
 _VECTORS = ("tangent", "cotangent", "direction")
+_WORDS = ("wrt", "columns", "output", "outputs", "mode")
+"""The options whose values are names."""
 
 _INPUT_HELP = """NAME=VALUE for each input. VALUE is a number, a comma-separated list, JSON such as [[1,2],[3,4]], or
 the path of a .npy or .json file."""
@@ -191,6 +194,37 @@ def _keyword(name: str, value: Any) -> Any:
     return (
         list(value) if isinstance(value, tuple) and len(value) > 1 else value[0] if isinstance(value, tuple) else value
     )
+
+
+@main.command()
+@click.argument("function")
+@click.option("--operator", type=click.Choice(sorted(_OPERATORS)), default="gradient", show_default=True,
+              help="What would be asked.")
+@click.option("--input", "-i", "inputs", multiple=True, help=_INPUT_HELP)
+@click.option("--option", "-o", "options", multiple=True, help="NAME=VALUE for an option of the operator, such as "
+              "wrt=x, diagonal=true or tangent=1,0.")
+@click.option("--batched", is_flag=True, help="The first axis of every input runs over points.")
+@_connects
+def explain(  # noqa: PLR0917 - click passes everything by keyword
+    function: str,
+    operator: str,
+    inputs: tuple[str, ...],
+    options: tuple[str, ...],
+    batched: bool,
+    address: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Show how the server would answer a call about FUNCTION, and what that costs; it is not carried out."""
+    keywords = parse_assignments(inputs) | {
+        name: text if name in _WORDS else parse_value(text) for name, _, text in (o.partition("=") for o in options)
+    }
+    with Client(address, timeout=timeout) as client:
+        found = client.explain(operator, function, batched=batched, **keywords)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        console.print(output.explanation_panel(found))
 
 
 for _operator in _OPERATORS:

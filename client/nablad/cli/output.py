@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nablad.results import FunctionInfo, Result, TensorInfo
+from nablad.results import Cost, Explanation, FunctionInfo, Result, TensorInfo
 from nablad.tensors import Array
 
 MAX_ELEMENTS = 400
@@ -50,6 +50,26 @@ def function_panel(info: FunctionInfo) -> RenderableType:
     return Group(Text(_unwrapped(info.documentation)), Text(""), table)
 
 
+def explanation_panel(found: Explanation) -> RenderableType:
+    """How a call would be answered, and a table of what it takes."""
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    facts.add_row("call", f"{found.operator} of {found.function}")
+    facts.add_row("accumulated", found.mode)
+    facts.add_row("because", escape(found.reason))
+    facts.add_row("result", _quantity(found.result_bytes, "B"))
+    facts.add_row("ratio", f"{found.flops_ratio:.3g} × the function's operations, {found.seconds_ratio:.3g} × its time")
+    costs = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("program", "points", "strategy", "time", "operations", "accessed", "memory", "compiled in"):
+        costs.add_column(column, justify="left" if column in ("program", "strategy") else "right")
+    costs.add_row("function", "1", "", *_cost(found.function_cost), "")
+    for program in found.programs:
+        costs.add_row(found.operator, str(program.points), program.strategy, *_cost(program.cost),
+                      _quantity(program.compile_seconds, "s"))  # fmt: skip
+    return Group(facts, Text(""), costs)
+
+
 def result_table(function: str, operator: str, result: Result) -> RenderableType:
     """A result, an array a row, and how it came about."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -76,6 +96,23 @@ def result_json(result: Result) -> dict[str, Any]:
 def function_json(info: FunctionInfo) -> dict[str, Any]:
     """A function's description for programs."""
     return dataclasses.asdict(info)
+
+
+def _cost(cost: Cost) -> tuple[str, str, str, str]:
+    return (
+        _quantity(cost.seconds, "s") if cost.seconds else "unknown",
+        _quantity(cost.flops, ""),
+        _quantity(cost.accessed_bytes, "B"),
+        _quantity(cost.memory_bytes, "B"),
+    )
+
+
+def _quantity(value: float, unit: str) -> str:
+    """Three digits and a prefix: 0.00012 s is 120 µs."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")):
+        if value >= factor or value == 0:
+            return f"{value / (factor if value else 1):.3g} {prefix if value else ''}{unit}".rstrip()
+    return f"{value / 1e-6:.3g} µ{unit}"
 
 
 def _unwrapped(documentation: str) -> str:

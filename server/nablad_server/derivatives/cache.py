@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from nablad.errors import CompileQueueFull, Draining, Internal, NabladError
+from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, Internal, NabladError
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function
@@ -115,6 +115,28 @@ class ProgramCache:
             entry.waiting[bucket] = [done]
             self._pending += 1
             self._work.put((query, bucket))
+
+    def wait(self, query: Query, bucket: int, timeout: float) -> Program:
+        """The program for a bucket, or for the largest one that can be compiled; compiled if need be. Blocks.
+
+        Raises:
+            DeadlineExceeded: it is not ready after `timeout` seconds; it will be later.
+            NabladError: as `buckets` and `request`, or what the compilation gave.
+        """
+        finish_by = time.monotonic() + timeout
+        while True:
+            wanted = min(bucket, self.largest(query) or bucket)
+            found = self.buckets(query).get(wanted)
+            if found is not None:
+                return found
+            told: queue.SimpleQueue[NabladError | None] = queue.SimpleQueue()
+            self.request(query, wanted, lambda error, _, told=told: told.put(error))  # type: ignore[misc]
+            try:
+                error = told.get(timeout=max(0.0, finish_by - time.monotonic()))
+            except queue.Empty:
+                raise DeadlineExceeded(f"{query} is still being compiled; ask again a little later") from None
+            if error is not None:
+                raise error
 
     def close(self, timeout: float | None = None) -> bool:
         """Ends the compile thread after the compilation under way; those waiting are told that the server drains.

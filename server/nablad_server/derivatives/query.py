@@ -95,6 +95,14 @@ class Query:
         return self.inputs + vectors + self.extras
 
     @functools.cached_property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Jacobian, Hessian: rows and columns of the matrix over all elements of what is differentiated."""
+        rows = self.output_specs if self.operator == function_pb2.OPERATOR_JACOBIAN else self.inputs
+        across = self.columns or self.wrt
+        chosen = self.outputs if self.operator == function_pb2.OPERATOR_JACOBIAN else self.wrt
+        return sum(rows[index].size for index in chosen), sum(self.inputs[index].size for index in across)
+
+    @functools.cached_property
     def argument_bytes(self) -> int:
         """The bytes of the arrays that each point has of its own."""
         pairs = zip(self.arrays, self.shared, strict=True)

@@ -1,4 +1,4 @@
-"""CatalogService: what functions there are, and how they were used."""
+"""CatalogService: what functions there are, how they were used, and what derivatives of theirs cost."""
 
 import grpc
 
@@ -10,6 +10,7 @@ from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
 from nablad_server.serving.endpoint import endpoint
+from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
 from nablad_server.serving.statistics import Statistics
 
@@ -17,7 +18,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000
 
 
-def catalog_service(registry: Registry, statistics: Statistics, gate: Gate) -> grpc.GenericRpcHandler:
+def catalog_service(
+    registry: Registry, statistics: Statistics, explainer: Explainer, gate: Gate
+) -> grpc.GenericRpcHandler:
     """The service's handlers."""
 
     def list_functions(request: pb.ListFunctionsRequest) -> pb.ListFunctionsResponse:
@@ -48,6 +51,7 @@ def catalog_service(registry: Registry, statistics: Statistics, gate: Gate) -> g
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
         "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
         "GetStatistics": endpoint("GetStatistics", pb.GetStatisticsRequest, get_statistics, gate),
+        "Explain": endpoint("Explain", pb.ExplainRequest, explainer.explain, gate),
     }
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 

@@ -41,12 +41,15 @@ def gradient(f: FlatFunction, query: Query) -> PointFunction:
     return at
 
 
+def is_forward(query: Query) -> bool:
+    """Whether a Jacobian is accumulated column by column: it costs as many passes as there are columns, or rows."""
+    rows, columns = query.matrix_shape
+    return query.mode == FORWARD or (query.mode != REVERSE and columns <= rows)
+
+
 def jacobian(f: FlatFunction, query: Query) -> PointFunction:
     """The values and a block for each pair of output and input."""
-    columns = sum(query.inputs[index].size for index in query.wrt)
-    rows = sum(query.output_specs[index].size for index in query.outputs)
-    forward = query.mode == FORWARD or (query.mode != REVERSE and columns <= rows)
-    transform = jax.jacfwd if forward else jax.jacrev
+    transform = jax.jacfwd if is_forward(query) else jax.jacrev
 
     def at(point: Leaves, _: Leaves) -> Groups:
         alone = outputs_alone(f, query, point, query.wrt)
