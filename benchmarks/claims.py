@@ -4,6 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.figures import Figure, Target, ceilings, ratios
+from benchmarks.second_order_claims import (
+    a_gradient_costs_a_few_evaluations,
+    a_hessian_of_gigabytes_takes_the_memory_of_a_few_blocks,
+    a_sparse_hessian_costs_its_colors,
+    products_at_one_point_share_what_the_point_costs,
+)
 from benchmarks.stand import IN_FLIGHT, SHARED, Stand, echo_of, program_of
 from benchmarks.workloads import WORKLOADS
 
@@ -213,6 +219,10 @@ CLAIMS: dict[str, Callable[[Stand], Iterator[Figure]]] = {
         no_execution_begins_for_a_caller_who_has_gone,
         cancelled_and_malformed_calls_harm_no_others,
         a_restart_finds_its_programs_compiled,
+        a_sparse_hessian_costs_its_colors,
+        a_hessian_of_gigabytes_takes_the_memory_of_a_few_blocks,
+        products_at_one_point_share_what_the_point_costs,
+        a_gradient_costs_a_few_evaluations,
     )
 }
 """By the names that the command line takes."""

@@ -29,3 +29,6 @@ ROWS: Array = _RANDOM.standard_normal((640, LAYERS[0]))
 
 TARGETS: Array = np.sin(ROWS.sum(axis=1))
 """What the multilayer perceptron is to give for each row."""
+
+# The relaxation's.
+STEPS, COUPLING, GRAVITY = 200, 0.1, 0.01

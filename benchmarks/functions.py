@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from benchmarks.data import FEATURES, LABELS, LAYERS, PRIOR_PRECISION, ROWS, TARGETS
+from benchmarks.data import COUPLING, FEATURES, GRAVITY, LABELS, LAYERS, PRIOR_PRECISION, ROWS, STEPS, TARGETS
 from nablad_server import function
 
 GRACE_SECONDS = 0.005
@@ -45,6 +45,18 @@ def perceptron_loss(parameters: Float[Array, "2017"]) -> Float[Array, ""]:
         start += width
         activation = jnp.tanh(linear)
     return jnp.mean((linear[:, 0] - jnp.asarray(TARGETS)) ** 2) / 2
+
+
+@function
+def relaxation(x: Float[Array, "n"]) -> Float[Array, ""]:
+    """Half the sum of squares that is left of x after 200 steps of relaxation of coupled pendulums on a ring."""
+
+    def step(state: Array, _: None) -> tuple[Array, None]:
+        spread = jnp.roll(state, 1) - 2 * state + jnp.roll(state, -1)
+        return state + COUPLING * spread - GRAVITY * jnp.sin(state), None
+
+    last, _ = jax.lax.scan(step, x, None, length=STEPS)
+    return jnp.sum(last**2) / 2
 
 
 @dataclass

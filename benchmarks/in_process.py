@@ -1,14 +1,16 @@
 """The floor of the computation: the same derivatives as compiled executables, called in this process with NumPy arrays.
 
-`python -m benchmarks.in_process` does the one job `rate`.
+`python -m benchmarks.in_process` does the jobs below.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import functions
@@ -62,5 +64,26 @@ def rate(workload: str, batch: int, seconds: float) -> float:
     return calls * batch / spent
 
 
+@cache
+def _row_block(n: int, rows: int) -> tuple[Callable[..., Any], Any]:
+    def block(x: Any, first: Any) -> Any:
+        _, push = jax.linearize(jax.grad(rosenbrock), x)
+        return jax.vmap(push)((jnp.arange(n) == first + jnp.arange(rows)[:, None]).astype(x.dtype))
+
+    x = np.random.default_rng(n).uniform(-0.5, 0.5, n)
+    return jax.jit(block).lower(x, np.int32(0)).compile(), x
+
+
+def row_block_seconds(n: int, rows: int) -> float:
+    """The median time of so many rows of the Hessian of Rosenbrock's function."""
+    call, x = _row_block(n, rows)
+    spent = []
+    for first in np.linspace(0, n - rows, 20).astype(np.int32):
+        started = time.perf_counter()
+        np.asarray(call(x, first))
+        spent.append(time.perf_counter() - started)
+    return statistics.median(spent)
+
+
 if __name__ == "__main__":
-    serve_jobs({"rate": rate})
+    serve_jobs({"rate": rate, "row_block_seconds": row_block_seconds})

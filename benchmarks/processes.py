@@ -75,6 +75,20 @@ class Child:
         fields = path.read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def memory(self, peak: bool = False) -> int | None:
+        """The bytes of memory that it holds now, or held at most since `forget_peak`, where the system tells."""
+        path = Path(f"/proc/{self._process.pid}/status")
+        if not path.is_file():
+            return None
+        wanted = "VmHWM:" if peak else "VmRSS:"
+        return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(wanted))
+
+    def forget_peak(self) -> None:
+        """Has the peak of memory begin anew."""
+        path = Path(f"/proc/{self._process.pid}/clear_refs")
+        if path.is_file():
+            path.write_text("5")
+
     def take_line(self, text: str) -> None:
         """Called with each line of stderr, on the thread that reads it."""
         self.tail.append(text)

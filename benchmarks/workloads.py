@@ -139,7 +139,7 @@ def _rosenbrock(x: Array) -> Arrays:
     return np.sum(100 * valley**2 + slope**2, axis=1), gradient
 
 
-def _rosenbrock_hessian_parts(x: Array) -> tuple[Array, Array]:
+def rosenbrock_hessian_parts(x: Array) -> tuple[Array, Array]:
     """The diagonal and the one beside it; all else is zero."""
     diagonal = np.zeros_like(x)
     diagonal[:, :-1] = 1200 * x[:, :-1] ** 2 - 400 * x[:, 1:] + 2
@@ -148,7 +148,7 @@ def _rosenbrock_hessian_parts(x: Array) -> tuple[Array, Array]:
 
 
 def _rosenbrock_hvp(x: Array, tangent: Array) -> Arrays:
-    diagonal, beside = _rosenbrock_hessian_parts(x)
+    diagonal, beside = rosenbrock_hessian_parts(x)
     product = diagonal * tangent
     product[:, :-1] += beside * tangent[:, 1:]
     product[:, 1:] += beside * tangent[:, :-1]
@@ -156,7 +156,7 @@ def _rosenbrock_hvp(x: Array, tangent: Array) -> Arrays:
 
 
 def _rosenbrock_hessian(x: Array) -> Arrays:
-    diagonal, beside = _rosenbrock_hessian_parts(x)
+    diagonal, beside = rosenbrock_hessian_parts(x)
     hessian = np.zeros((*x.shape, x.shape[1]))
     k = np.arange(x.shape[1])
     hessian[:, k, k] = diagonal

@@ -14,6 +14,7 @@ from nablad import aio, errors
 from nablad._calls import Mode
 from nablad.client import Client, Function
 from nablad.errors import NabladError
+from nablad.linearize import Linearization
 from nablad.pipeline import Pipeline
 from nablad.results import (
     Cost,
@@ -30,9 +31,12 @@ from nablad.results import (
     Jvp,
     Laplacian,
     ProgramInfo,
+    RowBlock,
     TensorInfo,
     Vjp,
 )
+from nablad.rows import RowStream
+from nablad.sparse import MatrixAxis, SparseMatrix, Sparsity
 
 __all__ = [
     "Client",
@@ -50,10 +54,16 @@ __all__ = [
     "Jacobian",
     "Jvp",
     "Laplacian",
+    "Linearization",
+    "MatrixAxis",
     "Mode",
     "NabladError",
     "Pipeline",
     "ProgramInfo",
+    "RowBlock",
+    "RowStream",
+    "SparseMatrix",
+    "Sparsity",
     "TensorInfo",
     "Vjp",
     "aio",

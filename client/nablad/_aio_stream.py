@@ -11,18 +11,15 @@ from nablad import errors
 from nablad._channel import ATTEMPTS, BACKOFF_SECONDS
 from nablad._packing import (
     CLIENT_CLOSED,
-    CLOSED,
     ENDED,
     LATE,
-    MALFORMED,
-    METHOD,
+    Dialect,
     Group,
     Leg,
     Operation,
     Packing,
     refutes,
 )
-from nablad.v1 import differentiation_pb2 as pb
 
 _BROKEN_WRITE = "Internal error from Core"
 """What grpc.aio makes of the status of a stream that broke while a message was written, in place of the true one."""
@@ -45,13 +42,17 @@ class PipelineFuture(asyncio.Future[Any]):
 class Stream:
     """Carries the operations of one pipeline. For one event loop."""
 
-    def __init__(self, channel: grpc.aio.Channel, retries: bool, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, retries: bool, forget: Callable[[str], None], dialect: Dialect
+    ) -> None:
         """`forget` is told the functions that the server understands differently than the client does."""
-        open_stream: Any = channel.stream_stream(METHOD)  # without serializers: bytes both ways
+        open_stream: Any = channel.stream_stream(dialect.method)  # without serializers: bytes both ways
         self._open: Callable[[], Any] = open_stream
         self._retries = retries
         self._forget = forget
-        self._packing = Packing()
+        self._dialect = dialect
+        self._packing = Packing(dialect.cancels)
+        self._spent: errors.NabladError | None = None
         self._loop = asyncio.get_running_loop()
         self._wakes: set[asyncio.Future[None]] = set()
         self._closing = False
@@ -69,9 +70,11 @@ class Stream:
         return future
 
     def check(self) -> None:
-        """Raises RuntimeError if the stream is closed."""
+        """Raises RuntimeError if the stream is closed, and what it has failed with if that is for good."""
         if self._closing:
-            raise RuntimeError(CLOSED)
+            raise RuntimeError(self._dialect.closed)
+        if self._spent is not None:
+            raise self._spent
 
     def join(self, group: Group, data: list[bytes], future: PipelineFuture) -> None:
         """Takes in a call of a kind."""
@@ -164,6 +167,8 @@ class Stream:
             error = await self._carry(leg)
             failures = 1 if leg.answered else failures + 1
             again = error is None or isinstance(error, errors.Unavailable)
+            if not (again or self._dialect.renewed):
+                self._spent = error
             if not self._packing.open:
                 failures = 0
             elif again and self._retries and failures < ATTEMPTS:
@@ -182,7 +187,7 @@ class Stream:
             call = self._open()
             sender = self._loop.create_task(self._send(call, leg))
             while (data := await call.read()) is not grpc.aio.EOF:
-                self._receive(pb.PipelineResponse.FromString(data), leg)
+                self._receive(self._dialect.read(data), leg)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -192,7 +197,7 @@ class Stream:
             found = errors.from_rpc_error(error)
             return errors.Unavailable(ENDED) if _BROKEN_WRITE in found.message else found
         except DecodeError:
-            return errors.Internal(MALFORMED)
+            return errors.Internal(self._dialect.malformed)
         except grpc.aio.UsageError:  # what grpc raises if the channel was closed
             return errors.Cancelled(CLIENT_CLOSED)
         else:
@@ -209,6 +214,7 @@ class Stream:
     async def _send(self, call: Any, leg: Leg) -> None:
         """Sends the next message when the last is on its way, and what waits then is in it."""
         try:
+            first = self._dialect.first()
             while not (leg.over or self._finished):
                 if not self._packing.ready:
                     await self._change()
@@ -216,13 +222,14 @@ class Stream:
                 message = self._packing.message(self._loop.time())
                 if not self._packing.full:
                     self.wake()
-                if message is not None:
-                    await call.write(message)
+                if first or message is not None:
+                    await call.write(first + (message or b""))
+                    first = b""
             await call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return  # the stream is over: whoever reads is told why
 
-    def _receive(self, response: pb.PipelineResponse, leg: Leg) -> None:
+    def _receive(self, response: Any, leg: Leg) -> None:
         taken = self._packing.take(response)
         again: list[Operation] = []
         for operation, answer in taken:

@@ -74,14 +74,19 @@ class Arguments:
             leaves += inside or [name]
         return self._chosen(None if wrt is None else tuple(names), isinstance(wrt, str), tuple(leaves))
 
-    def vectors(self, given: Any, batched: Batched, what: str) -> tuple[list[tensor_pb2.NamedTensor], "Chosen"]:
+    def vectors(
+        self, given: Any, batched: Batched, what: str, wrt: tuple[str, ...] | None = None
+    ) -> tuple[list[tensor_pb2.NamedTensor], "Chosen"]:
         """The tangents of the request, and the inputs that they move.
 
-        `given` is a dictionary by parameter, or bare if just one parameter can be differentiated.
+        `given` is a dictionary by parameter, or bare if just one parameter can be differentiated; by what is named in
+        `wrt`, if that is given.
         """
-        by_parameter = isinstance(given, Mapping) and bool(given) and set(given) <= set(self.trees)
+        keys = set(self.trees) if wrt is None else set(wrt)
+        by_parameter = isinstance(given, Mapping) and bool(given) and set(given) <= keys
         if not by_parameter:
             smooth = list(dict.fromkeys(argument_of(spec.name) for spec in self.info.inputs if spec.differentiable))
+            smooth = smooth if wrt is None else list(wrt)
             if len(smooth) != 1:
                 raise InvalidArgument(
                     f"{self.info.reference} has the differentiable arguments {', '.join(smooth) or '(none)'}; give the "

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from nablad import results, trees
 from nablad._arguments import Arguments, Batched, argument_of, arrange_outputs, arrays, output_tensors
 from nablad.errors import InvalidArgument, InvalidOption
+from nablad.sparse import Patterns, SparseMatrix, Sparsity, native, sparsity
 from nablad.tensors import DTYPES, to_array
 from nablad.v1 import catalog_pb2, function_pb2, tensor_pb2
 from nablad.v1 import differentiation_pb2 as pb
@@ -69,8 +70,15 @@ class Operator(Generic[_R_co]):
         *,
         vector: Any,
         options: Mapping[str, Any],
+        patterns: Patterns | None = None,
     ) -> Prepared[_R_co]:
-        """The request with these arguments. Raises InvalidArgument if they do not fit the function."""
+        """The request with these arguments. Raises InvalidArgument if they do not fit the function.
+
+        `patterns` are those that are known of sparse matrices.
+        """
+        if "sparse" in options:
+            options = dict(options)
+            options["patterns"] = (Patterns() if patterns is None else patterns) if options.pop("sparse") else None
         if self.vector:
             return self.prepare(info, function, positional, named, vector=vector, **options)
         return self.prepare(info, function, positional, named, **options)
@@ -82,8 +90,10 @@ def _evaluate(
 ) -> Prepared[results.Evaluation]:  # fmt: skip
     """The function itself."""
     arguments = Arguments.bind(info, positional, named)
-    request = pb.EvaluateRequest(function=function, inputs=arguments.tensors(batched), outputs=_outputs(info, outputs))
-    return Prepared(request, lambda response: results.Evaluation(*_common(response, response.values)))
+    request = pb.EvaluateRequest(
+        function=function, inputs=arguments.tensors(batched), outputs=output_names(info, outputs)
+    )  # fmt: skip
+    return Prepared(request, lambda response: results.Evaluation(*common(response, response.values)))
 
 
 def _gradient(
@@ -95,28 +105,38 @@ def _gradient(
     chosen = arguments.choose(wrt)
     request = pb.GradientRequest(
         function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
-        mode=_mode(mode),
+        mode=mode_number(mode),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Gradient(
-        *_common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
+        *common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
     ))  # fmt: skip
 
 
 def _jacobian(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, wrt: Names, outputs: Names, mode: Mode, batched: Batched,
+    *, wrt: Names, outputs: Names, mode: Mode, batched: Batched, patterns: Patterns | None = None,
 ) -> Prepared[results.Jacobian]:  # fmt: skip
     """First derivatives of any outputs."""
     arguments = Arguments.bind(info, positional, named)
     chosen = arguments.choose(wrt)
     request = pb.JacobianRequest(
-        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=_outputs(info, outputs),
-        mode=_mode(mode),
+        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=output_names(info, outputs),
+        mode=mode_number(mode),
     )  # fmt: skip
+
+    if patterns is not None:
+        request.structure = pb.JACOBIAN_STRUCTURE_SPARSE
+        matrix = _sparse(request, patterns)
+
+        def read_sparse(response: pb.JacobianResponse) -> results.Jacobian:
+            found = matrix(response.sparse)
+            return results.Jacobian(*common(response, response.values, [response.sparse]), native(found), found)
+
+        return Prepared(request, read_sparse)
 
     def read(response: pb.JacobianResponse) -> results.Jacobian:
         rows = {row: chosen.arrange(columns) for row, columns in _rows(response.blocks).items()}
-        return results.Jacobian(*_common(response, response.values, response.blocks), arrange_outputs(rows))
+        return results.Jacobian(*common(response, response.values, response.blocks), arrange_outputs(rows))
 
     return Prepared(request, read)
 
@@ -124,7 +144,7 @@ def _jacobian(
 def _hessian(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, columns: Names, diagonal: bool, samples: int | None, seed: int, output: str | None, mode: Mode,
-    batched: Batched,
+    batched: Batched, patterns: Patterns | None = None,
 ) -> Prepared[results.Hessian]:  # fmt: skip
     """Second derivatives of a scalar output."""
     arguments = Arguments.bind(info, positional, named)
@@ -134,17 +154,30 @@ def _hessian(
     request = pb.HessianRequest(
         function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
         columns=() if columns is None else across.leaves, output=output or "", structure=structure,
-        mode=_mode(mode), estimate=_estimate(samples, seed),
+        mode=mode_number(mode), estimate=_estimate(samples, seed),
     )  # fmt: skip
+
+    if patterns is not None:
+        if diagonal:
+            raise InvalidArgument("diagonal and sparse are two forms of a Hessian; ask for one of them")
+        request.structure = pb.HESSIAN_STRUCTURE_SPARSE
+        matrix = _sparse(request, patterns)
+
+        def read_sparse(response: pb.HessianResponse) -> results.Hessian:
+            found = matrix(response.sparse)
+            rest = common(response, response.values, response.gradients, [response.sparse])
+            return results.Hessian(*rest, rows.arrange(arrays(response.gradients)), native(found), sparse=found)
+
+        return Prepared(request, read_sparse)
 
     def read(response: pb.HessianResponse) -> results.Hessian:
         if diagonal:
             found = rows.arrange(arrays(response.diagonals))
         else:
             found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
-        common = _common(response, response.values, response.gradients, response.blocks, response.diagonals)
+        shared = common(response, response.values, response.gradients, response.blocks, response.diagonals)
         errors = None if samples is None else rows.arrange(arrays(response.standard_errors))
-        return results.Hessian(*common, rows.arrange(arrays(response.gradients)), found, errors)
+        return results.Hessian(*shared, rows.arrange(arrays(response.gradients)), found, errors)
 
     return Prepared(request, read)
 
@@ -161,10 +194,10 @@ def _hvp(
     chosen = moved if wrt is None else arguments.choose(wrt)
     request = pb.HvpRequest(
         function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
-        wrt=() if wrt is None else chosen.leaves, output=output or "", mode=_mode(mode),
+        wrt=() if wrt is None else chosen.leaves, output=output or "", mode=mode_number(mode),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Hvp(
-        *_common(response, response.values, response.gradients, response.products),
+        *common(response, response.values, response.gradients, response.products),
         chosen.arrange(arrays(response.gradients)), chosen.arrange(arrays(response.products)),
     ))  # fmt: skip
 
@@ -179,10 +212,10 @@ def _jvp(
     tangents, _ = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
     request = pb.JvpRequest(
         function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
-        outputs=_outputs(info, outputs),
+        outputs=output_names(info, outputs),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Jvp(
-        *_common(response, response.values, response.products), arrange_outputs(arrays(response.products))
+        *common(response, response.values, response.products), arrange_outputs(arrays(response.products))
     ))  # fmt: skip
 
 
@@ -199,7 +232,7 @@ def _vjp(
         cotangents=output_tensors(info, vector, _vector_batched(batched, cotangent_batched)),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Vjp(
-        *_common(response, response.values, response.products), chosen.arrange(arrays(response.products))
+        *common(response, response.values, response.products), chosen.arrange(arrays(response.products))
     ))  # fmt: skip
 
 
@@ -215,7 +248,7 @@ def _directional_derivative(
         function=function, inputs=arguments.tensors(batched), direction=tensors, output=output or ""
     )
     return Prepared(request, lambda response: results.DirectionalDerivative(
-        *_common(response, response.values, response.steepest_ascent, [response.derivative, response.max_rate]),
+        *common(response, response.values, response.steepest_ascent, [response.derivative, response.max_rate]),
         to_array(response.derivative.tensor), chosen.arrange(arrays(response.steepest_ascent)),
         to_array(response.max_rate.tensor),
     ))  # fmt: skip
@@ -233,11 +266,11 @@ def _derivative(
     if vector is not MISSING:
         direction, _ = arguments.vectors(vector, _vector_batched(batched, direction_batched), "direction")
     request = pb.DerivativeRequest(
-        function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=_outputs(info, outputs),
+        function=function, inputs=arguments.tensors(batched), wrt=wrt or "", outputs=output_names(info, outputs),
         order=order, direction=direction,
     )  # fmt: skip
     return Prepared(request, lambda response: results.Derivative(
-        *_common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
+        *common(response, response.values, response.derivatives), arrange_outputs(arrays(response.derivatives))
     ))  # fmt: skip
 
 
@@ -249,11 +282,11 @@ def _laplacian(
     arguments = Arguments.bind(info, positional, named)
     chosen = arguments.choose(wrt)
     request = pb.LaplacianRequest(
-        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "", mode=_mode(mode),
-        estimate=_estimate(samples, seed),
+        function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
+        mode=mode_number(mode), estimate=_estimate(samples, seed),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Laplacian(
-        *_common(response, response.values, response.gradients, [response.laplacian]),
+        *common(response, response.values, response.gradients, [response.laplacian]),
         chosen.arrange(arrays(response.gradients)), to_array(response.laplacian.tensor),
         None if samples is None else to_array(response.standard_error.tensor),
     ))  # fmt: skip
@@ -343,7 +376,53 @@ def explanation(response: catalog_pb2.ExplainResponse) -> results.Explanation:
             )
             for program in response.programs
         ),
+        nonzeros=response.nonzeros if response.HasField("sparsity") else None,
+        colors=response.sparsity.colors if response.HasField("sparsity") else None,
     )
+
+
+def sparsity_request(
+    operator: str, info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
+    *, wrt: Names, output: str | None, outputs: Names,
+) -> catalog_pb2.GetSparsityRequest:  # fmt: skip
+    """The request that asks for the pattern of a Hessian or a Jacobian.
+
+    Raises:
+        InvalidOption: another operator is named, or an option of the other one is given.
+    """
+    arguments = Arguments.bind(info, positional, named)
+    inputs, leaves = arguments.tensors(batched=False), arguments.choose(wrt).leaves
+    if operator == "hessian" and outputs is None:
+        return catalog_pb2.GetSparsityRequest(
+            hessian=pb.HessianRequest(function=function, inputs=inputs, wrt=leaves, output=output or "")
+        )
+    if operator == "jacobian" and output is None:
+        names = output_names(info, outputs)
+        return catalog_pb2.GetSparsityRequest(
+            jacobian=pb.JacobianRequest(function=function, inputs=inputs, wrt=leaves, outputs=names)
+        )
+    raise InvalidOption(
+        f"operator={operator!r} with output={output!r} and outputs={outputs!r}; expected 'hessian', perhaps with "
+        "output, or 'jacobian', perhaps with outputs"
+    )
+
+
+def sparsity_found(response: catalog_pb2.GetSparsityResponse) -> Sparsity:
+    """A response about a pattern, read."""
+    return sparsity(response.pattern, response.nanoseconds * 1e-9)
+
+
+def _sparse(request: Any, patterns: Patterns) -> Callable[[tensor_pb2.SparseMatrix], SparseMatrix]:
+    """What reads the matrix that answers a request, which from now on says which pattern is known."""
+    key = (  # all of the request but the elements of its tensors
+        type(request).__name__,
+        *((field.name, str(value)) for field, value in request.ListFields() if field.name != "inputs"),
+        *((each.name, each.batched, each.tensor.dtype, *each.tensor.shape) for each in request.inputs),
+    )
+    known = patterns.find(key)
+    if known is not None:
+        request.known_pattern = known.fingerprint
+    return lambda matrix: patterns.matrix(key, known, matrix)
 
 
 def _cost(cost: catalog_pb2.Cost) -> results.Cost:
@@ -403,7 +482,7 @@ def _vector_batched(inputs: Batched, vectors: Batched | None) -> Batched:
     return bool(inputs) if vectors is None else vectors
 
 
-def _outputs(info: results.FunctionInfo, names: Names) -> list[str]:
+def output_names(info: results.FunctionInfo, names: Names) -> list[str]:
     """The outputs that names mean: outputs, or the parts of a structure under that key."""
     wanted = [names] if isinstance(names, str) else list(names or ())
     known = [spec.name for spec in info.outputs]
@@ -422,7 +501,8 @@ def _estimate(samples: int | None, seed: int) -> pb.Estimate | None:
     return pb.Estimate(samples=samples, seed=seed)
 
 
-def _mode(mode: Mode) -> pb.Mode.ValueType:
+def mode_number(mode: Mode) -> pb.Mode.ValueType:
+    """The mode on the wire. Raises InvalidArgument for one that there is not."""
     if mode not in _MODES:
         raise InvalidArgument(f"mode is {mode!r}; expected one of {', '.join(_MODES)}")
     return _MODES[mode]
@@ -435,7 +515,7 @@ def _rows(blocks: Sequence[tensor_pb2.Block]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _common(response: Any, values: Any, *others: Any) -> tuple[Any, bool, results.Execution]:
+def common(response: Any, values: Any, *others: Any) -> tuple[Any, bool, results.Execution]:
     """What all results have: value, non_finite, execution."""
     execution = response.execution
     flagged = any(item.non_finite for group in (values, *others) for item in group)

@@ -23,8 +23,13 @@ _SERVICE_CONFIG = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         },
-        # A pipeline repeats what is unanswered itself: only it knows what that is.
-        {"name": [{"service": "nablad.v1.DifferentiationService", "method": "Pipeline"}]},
+        # What goes over a stream is asked for again by whoever reads it: only they know what is missing.
+        {
+            "name": [
+                {"service": "nablad.v1.DifferentiationService", "method": method}
+                for method in ("Pipeline", "StreamJacobian", "StreamHessian")
+            ]
+        },
     ],
     # After many failures retries stop for a while, so that they do not bury a server that is coming back.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},

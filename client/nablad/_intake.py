@@ -48,7 +48,9 @@ class Intake:
             return group, group.plan.data(arguments)
         plan = self.plans.find(key)
         if plan is None:
-            prepared = operator.prepared(info, function, args, named, vector=vector, options=options)
+            prepared = operator.prepared(
+                info, function, args, named, vector=vector, options=options, patterns=self.plans.patterns
+            )
             plan = self.plans.make(key, operator, prepared, arguments)
             if plan is None:
                 read, body = prepared.read, [prepared.request.SerializeToString()]

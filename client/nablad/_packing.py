@@ -33,13 +33,10 @@ PACK_SECONDS = 0.1
 GRACE_SECONDS = 0.25
 """How much later than the server the client gives up, so that the server has its say."""
 
-METHOD = "/nablad.v1.DifferentiationService/Pipeline"
-CLOSED = "the pipeline is closed; make calls before that, within its `with` block"
 CLIENT_CLOSED = "the client was closed"
 LATE = (
     "no answer came in time; a first call for new shapes waits for a compilation: try again, or set a longer timeout="
 )
-MALFORMED = "the server sent something that is no PipelineResponse"
 ENDED = "the server ended the stream before it had answered everything"
 
 _OPERATIONS = pb.PipelineRequest.OPERATIONS_FIELD_NUMBER
@@ -85,9 +82,35 @@ def part_points(error: Exception, points: int) -> int:
     return (points + 1) // 2 if isinstance(error, errors.ResultTooLarge) else 1
 
 
-def refutes(answer: pb.Answer) -> bool:
+def refutes(answer: Any) -> bool:
     """Whether the server understands the function differently than the client, which had its description."""
     return answer.error.code in _REFUTING
+
+
+class Dialect:
+    """What is spoken over a stream: here, that of Pipeline.
+
+    Attributes:
+        method: of the RPC.
+        closed: what is said of calls made after the end.
+        malformed: what is said of messages that are none.
+        cancels: whether the server is told what is not wanted any more.
+        renewed: whether, after a gRPC stream that failed for good, calls try another.
+    """
+
+    method = "/nablad.v1.DifferentiationService/Pipeline"
+    closed = "the pipeline is closed; make calls before that, within its `with` block"
+    malformed = "the server sent something that is no PipelineResponse"
+    cancels = True
+    renewed = True
+
+    def first(self) -> bytes:
+        """What the first message of every gRPC stream begins with."""
+        return b""
+
+    def read(self, data: bytes) -> Any:
+        """A message with `answers`. Raises DecodeError if it is none."""
+        return pb.PipelineResponse.FromString(data)
 
 
 class Operation:
@@ -139,7 +162,7 @@ class Operation:
         opening = prefix(_OPERATIONS, len(opening) + request) + opening
         return [opening, *body], len(opening) + request
 
-    def settle(self, answer: pb.Answer, retries: bool) -> "list[Operation]":
+    def settle(self, answer: Any, retries: bool) -> "list[Operation]":
         """Settles the futures with an answer. Gives what is to be sent instead, if the answer is not the last word."""
         kind = answer.WhichOneof("response")
         if kind == "error":
@@ -340,7 +363,9 @@ class Packing:
         unsent_bytes: of their arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cancels: bool = True) -> None:
+        """`cancels`: whether messages say what is not wanted any more."""
+        self._cancels = cancels
         self.unsent_points = 0
         self.unsent_bytes = 0
         self._next_id = 1
@@ -427,7 +452,7 @@ class Packing:
             self._cancelled = []
         return b"".join(pieces) if pieces else None
 
-    def take(self, response: pb.PipelineResponse) -> list[tuple[Operation, pb.Answer]]:
+    def take(self, response: Any) -> list[tuple[Operation, Any]]:
         """The operations that a response answers. What was given up or is unknown is left out."""
         taken = [(self._sent.pop(answer.id), answer) for answer in response.answers if answer.id in self._sent]
         self._settling += len(taken)
@@ -457,7 +482,7 @@ class Packing:
         """Takes note that one of an operation's futures was cancelled."""
         operation.wanted -= 1
         if operation.wanted == 0:
-            if operation.id in self._sent:
+            if operation.id in self._sent and self._cancels:
                 self._cancelled.append(operation.id)
             self._remove(operation)
 

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from nablad._calls import MISSING, Operator, Prepared
 from nablad._wire import Skeleton, tensors_of
 from nablad.results import FunctionInfo, Result
+from nablad.sparse import Patterns
 from nablad.tensors import Array
 
 MAX_PLANS = 1024
@@ -63,7 +64,12 @@ def key_of(
     vector: Any,
     options: Mapping[str, Any],
 ) -> tuple[Key | None, tuple[Any, ...]]:
-    """The key of a call's plan, and the arguments that the plan is to be given. None: it has no plan."""
+    """The key of a call's plan, and the arguments that the plan is to be given. None: it has no plan.
+
+    Requests for sparse matrices have none: they change when the pattern is known.
+    """
+    if options.get("sparse"):
+        return None, ()
     if named:
         if operator.vector and vector is MISSING:  # the vector may stand in the middle: among the positional ones
             return None, ()
@@ -135,9 +141,14 @@ class Plan(Generic[_R]):
 
 
 class Plans:
-    """What a client has learnt: the descriptions of functions, and the plans of calls."""
+    """What a client has learnt: the descriptions of functions, and the plans of calls.
+
+    Attributes:
+        patterns: those of sparse matrices.
+    """
 
     def __init__(self) -> None:
+        self.patterns = Patterns()
         self._infos: dict[str, FunctionInfo] = {}
         self._plans: dict[Key, Plan[Any]] = {}
 

@@ -14,18 +14,15 @@ from nablad import errors
 from nablad._channel import ATTEMPTS, BACKOFF_SECONDS
 from nablad._packing import (
     CLIENT_CLOSED,
-    CLOSED,
     ENDED,
     LATE,
-    MALFORMED,
-    METHOD,
+    Dialect,
     Group,
     Leg,
     Operation,
     Packing,
     refutes,
 )
-from nablad.v1 import differentiation_pb2 as pb
 
 
 class _Signal(_thread.RLock):  # type: ignore[misc]  # final in the stubs alone
@@ -71,13 +68,17 @@ class PipelineFuture(Future[Any]):
 class Stream:
     """Carries the operations of one pipeline. Safe for threads."""
 
-    def __init__(self, channel: grpc.Channel, retries: bool, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self, channel: grpc.Channel, retries: bool, forget: Callable[[str], None], dialect: Dialect
+    ) -> None:
         """`forget` is told the functions that the server understands differently than the client does."""
-        open_stream: Any = channel.stream_stream(METHOD)  # without serializers: bytes both ways
+        open_stream: Any = channel.stream_stream(dialect.method)  # without serializers: bytes both ways
         self._open: Callable[[Iterator[bytes]], Any] = open_stream
         self._retries = retries
         self._forget = forget
-        self._packing = Packing()
+        self._dialect = dialect
+        self._packing = Packing(dialect.cancels)
+        self._spent: errors.NabladError | None = None
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         """Something is to be sent, or sending is over."""
@@ -98,9 +99,11 @@ class Stream:
         return PipelineFuture(self)
 
     def check(self) -> None:
-        """Raises RuntimeError if the stream is closed."""
+        """Raises RuntimeError if the stream is closed, and what it has failed with if that is for good."""
         if self._closing:
-            raise RuntimeError(CLOSED)
+            raise RuntimeError(self._dialect.closed)
+        if self._spent is not None:
+            raise self._spent
 
     def join(self, group: Group, data: list[bytes], future: PipelineFuture) -> None:
         """Takes in a call of a kind; waits while too much is unsent."""
@@ -183,6 +186,7 @@ class Stream:
 
     def _messages(self, leg: Leg) -> Iterator[bytes]:
         """What gRPC sends: it asks for the next message when the last is on its way, and what waits then is in it."""
+        first = self._dialect.first()
         while True:
             with self._lock:
                 while not (self._packing.ready or leg.over or self._finished):
@@ -192,8 +196,9 @@ class Stream:
                 message = self._packing.message(monotonic())
                 if not self._packing.full:
                     self._room.notify_all()
-            if message is not None:
-                yield message
+            if first or message is not None:
+                yield first + (message or b"")
+                first = b""
 
     def _run(self) -> None:
         failures = 0
@@ -204,6 +209,8 @@ class Stream:
             with self._lock:
                 failures = 1 if leg.answered else failures + 1
                 again = error is None or isinstance(error, errors.Unavailable)
+                if not (again or self._dialect.renewed):
+                    self._spent = error
                 if not self._packing.open:
                     failures = 0
                 elif again and self._retries and failures < ATTEMPTS:
@@ -233,11 +240,11 @@ class Stream:
             if self._halt.is_set():
                 call.cancel()
             for data in call:
-                self._receive(pb.PipelineResponse.FromString(data), leg)
+                self._receive(self._dialect.read(data), leg)
         except grpc.RpcError as error:
             return errors.from_rpc_error(error)
         except DecodeError:
-            return errors.Internal(MALFORMED)
+            return errors.Internal(self._dialect.malformed)
         finally:
             call.cancel()
             with self._lock:
@@ -245,7 +252,7 @@ class Stream:
                 self._work.notify_all()
         return None
 
-    def _receive(self, response: pb.PipelineResponse, leg: Leg) -> None:
+    def _receive(self, response: Any, leg: Leg) -> None:
         with self._lock:
             taken = self._packing.take(response)
         again: list[Operation] = []

@@ -113,10 +113,10 @@ class Skeleton:
             )
             for index, (field, named) in enumerate(tensors)
         ]
-        self.function: str = request.function  # type: ignore[attr-defined]  # all requests have one
+        self.function: str = getattr(request, "function", "")
         self._before = delimited(1, self.function.encode()) if self.function else b""
         rest = type(request).FromString(request.SerializeToString())
-        for name in ("function", *(field.name for field in repeated)):
+        for name in (*(["function"] if self.function else []), *(field.name for field in repeated)):
             rest.ClearField(name)
         self._after = rest.SerializeToString()
         self._frames: dict[int | None, Frame] = {}

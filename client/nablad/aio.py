@@ -7,16 +7,20 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from nablad import _calls, _health, results
+from nablad import _calls, _health, _rows, results
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._channel import DEFAULT_ADDRESS, options
+from nablad._linear import Question
 from nablad._plans import Plans, key_of
+from nablad.aio_linearize import Linearization
 from nablad.aio_pipeline import Pipeline
+from nablad.aio_rows import RowStream
 from nablad.errors import InvalidArgument, NotFound, from_rpc_error
+from nablad.sparse import Sparsity
 from nablad.v1 import catalog_pb2, catalog_pb2_grpc, differentiation_pb2_grpc
 
-__all__ = ["Client", "Function", "Pipeline"]
+__all__ = ["Client", "Function", "Pipeline", "RowStream"]
 
 _R = TypeVar("_R", bound=results.Result)
 
@@ -87,15 +91,20 @@ class Client:
         *args: Any,
         wrt: Names = None,
         outputs: Names = None,
+        sparse: bool = False,
         mode: Mode = "auto",
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
     ) -> results.Jacobian:
-        """∂f/∂x of any outputs, with their values: [points?] + output shape + input shape."""
+        """∂f/∂x of any outputs, with their values: [points?] + output shape + input shape.
+
+        `sparse` asks for the elements that can be other than zero: one `scipy.sparse.csr_array` over all outputs and
+        inputs.
+        """
         return await self._call(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
         )  # fmt: skip
 
     async def hessian(
@@ -107,6 +116,7 @@ class Client:
         diagonal: bool = False,
         samples: int | None = None,
         seed: int = 0,
+        sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
         batched: Batched = False,
@@ -116,12 +126,13 @@ class Client:
         """∂²f/∂x² of a scalar output, with its value and gradient: [points?] + row shape + column shape.
 
         `columns` names other inputs for the columns than `wrt` does for the rows: a block. `diagonal` asks for the
-        diagonal alone, [points?] + input shape.
+        diagonal alone, [points?] + input shape; `sparse` for the elements that can be other than zero, one
+        `scipy.sparse.csr_array` over all inputs.
         """
         return await self._call(
             _calls.HESSIAN, function, args, named, timeout,
-            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, output=output,
-            mode=mode, batched=batched,
+            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
+            output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
     async def hvp(
@@ -260,6 +271,63 @@ class Client:
             samples=samples, seed=seed, wrt=wrt, output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
+    def stream_hessian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        columns: Names = None,
+        output: str | None = None,
+        mode: Mode = "auto",
+        timeout: float | None = None,
+        **named: Any,
+    ) -> RowStream:
+        """A Hessian of any size as one matrix, with value and gradient, in blocks of rows.
+
+        Use it in a `with` statement; see `RowStream`. The rows are those of the inputs `wrt`, the columns those of
+        `columns`, by default the same. `timeout` bounds the whole stream; by default nothing does.
+        """
+        return self._rows(
+            _rows.HESSIAN, function, args, named, timeout, wrt=wrt, columns=columns, output=output, mode=mode
+        )
+
+    def stream_jacobian(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        outputs: Names = None,
+        mode: Mode = "auto",
+        timeout: float | None = None,
+        **named: Any,
+    ) -> RowStream:
+        """A Jacobian of any size as one matrix, with the values, in blocks of rows.
+
+        Use it in a `with` statement; see `RowStream`. The rows are those of the outputs, the columns those of the
+        inputs `wrt`. `timeout` bounds the whole stream; by default nothing does.
+        """
+        return self._rows(_rows.JACOBIAN, function, args, named, timeout, wrt=wrt, outputs=outputs, mode=mode)
+
+    def linearize(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        outputs: Names = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> Linearization:
+        """The function at one point, sent once, for many products with its Jacobian and its Hessian there.
+
+        Use it in a `with` statement; see `Linearization`. Tangents are those of the inputs `wrt`, cotangents those of
+        the `outputs`; products with the Hessian need one output, a scalar. `timeout` is that of each product.
+        """
+        question = Question(function, args, named, wrt, outputs)
+        return Linearization(
+            self._channel, self._plans, self.describe, question,
+            timeout=self._timeout if timeout is None else timeout, retries=self._retries,
+        )  # fmt: skip
+
     def pipeline(self) -> Pipeline:
         """Many calls at once over one stream: the operators as methods that give futures."""
         return Pipeline(self._channel, self._plans, self.describe, timeout=self._timeout, retries=self._retries)
@@ -315,6 +383,28 @@ class Client:
         request = _calls.explain_request(asked, info, function, args)
         return _calls.explanation(await self._answer(self._catalog.Explain, request, timeout))
 
+    async def sparsity(
+        self,
+        function: str,
+        *args: Any,
+        operator: str = "hessian",
+        wrt: Names = None,
+        output: str | None = None,
+        outputs: Names = None,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> Sparsity:
+        """Which elements of a Hessian or a Jacobian can be other than zero: `operator` is `"hessian"` or `"jacobian"`.
+
+        `output` is that of a Hessian, `outputs` are those of a Jacobian. Of the arguments only the shapes and dtypes
+        count. The first question about a function and its shapes takes from milliseconds to a minute.
+        """
+        info = self._plans.info(function) or await self.describe(function)
+        request = _calls.sparsity_request(
+            operator, info, function, args, named, wrt=wrt, output=output, outputs=outputs
+        )  # fmt: skip
+        return _calls.sparsity_found(await self._answer(self._catalog.GetSparsity, request, timeout))
+
     async def healthy(self, timeout: float = 5.0) -> bool:
         """Whether the server says that it serves; False also if it cannot be reached in time."""
         check: Callable[..., Any] = self._channel.unary_unary(_health.METHOD)
@@ -345,7 +435,9 @@ class Client:
             request, read = plan.request(arguments), plan.read
         else:
             info = self._plans.info(function) or await self.describe(function)
-            prepared = operator.prepared(info, function, args, named, vector=vector, options=options)
+            prepared = operator.prepared(
+                info, function, args, named, vector=vector, options=options, patterns=self._plans.patterns
+            )
             self._plans.make(key, operator, prepared, arguments)
             request, read = prepared.request, prepared.read
         try:
@@ -355,6 +447,13 @@ class Client:
             raise
         result: _R = read(response)
         return result
+
+    def _rows(
+        self, matrix: _rows.Matrix, function: str, args: tuple[Any, ...], named: dict[str, Any],
+        timeout: float | None, **options: Any,
+    ) -> RowStream:  # fmt: skip
+        question = _rows.Question(matrix, function, args, named, options, timeout)
+        return RowStream(self._channel, self._plans, self.describe, question, retries=self._retries)
 
     async def _answer(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
         try:
@@ -380,6 +479,10 @@ class Function:
         self.directional_derivative = partial(client.directional_derivative, name)
         self.derivative = partial(client.derivative, name)
         self.laplacian = partial(client.laplacian, name)
+        self.sparsity = partial(client.sparsity, name)
+        self.stream_hessian = partial(client.stream_hessian, name)
+        self.stream_jacobian = partial(client.stream_jacobian, name)
+        self.linearize = partial(client.linearize, name)
         self.describe = partial(client.describe, name)
 
     async def __call__(self, *args: Any, batched: Batched = False, timeout: float | None = None, **named: Any) -> Any:

@@ -14,7 +14,7 @@ from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._intake import Intake, Question
 from nablad._map import AHEAD_POINTS, Ahead, Mapped, Piece, cut
-from nablad._packing import Chunk, Single
+from nablad._packing import Chunk, Dialect, Single
 from nablad._plans import Plans, key_of, rows
 from nablad.errors import NabladError
 
@@ -50,7 +50,7 @@ class Pipeline:
         self._intake = Intake(plans)
         self._describe = describe
         self._timeout = timeout
-        self._stream = Stream(channel, retries, self._intake.forget)
+        self._stream = Stream(channel, retries, self._intake.forget, Dialect())
         self._undescribed: dict[str, list[_Undescribed]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -92,6 +92,7 @@ class Pipeline:
         *args: Any,
         wrt: Names = None,
         outputs: Names = None,
+        sparse: bool = False,
         mode: Mode = "auto",
         batched: Batched = False,
         timeout: float | None = None,
@@ -100,7 +101,7 @@ class Pipeline:
         """A future of what `Client.jacobian` gives."""
         return self._submit(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
         )  # fmt: skip
 
     def hessian(
@@ -112,6 +113,7 @@ class Pipeline:
         diagonal: bool = False,
         samples: int | None = None,
         seed: int = 0,
+        sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
         batched: Batched = False,
@@ -121,8 +123,8 @@ class Pipeline:
         """A future of what `Client.hessian` gives."""
         return self._submit(
             _calls.HESSIAN, function, args, named, timeout,
-            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, output=output,
-            mode=mode, batched=batched,
+            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
+            output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
     def hvp(

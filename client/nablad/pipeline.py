@@ -13,7 +13,7 @@ from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._intake import Intake, Question
 from nablad._map import Ahead, Mapped, Piece, cut
-from nablad._packing import Chunk, Single
+from nablad._packing import Chunk, Dialect, Single
 from nablad._plans import Plans, key_of, rows
 from nablad._stream import PipelineFuture, Stream
 from nablad.errors import NabladError
@@ -49,7 +49,7 @@ class Pipeline:
         self._intake = Intake(plans)
         self._describe = describe
         self._timeout = timeout
-        self._stream = Stream(channel, retries, self._intake.forget)
+        self._stream = Stream(channel, retries, self._intake.forget, Dialect())
 
     def evaluate(
         self,
@@ -89,6 +89,7 @@ class Pipeline:
         *args: Any,
         wrt: Names = None,
         outputs: Names = None,
+        sparse: bool = False,
         mode: Mode = "auto",
         batched: Batched = False,
         timeout: float | None = None,
@@ -97,7 +98,7 @@ class Pipeline:
         """A future of what `Client.jacobian` gives."""
         return self._submit(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
         )  # fmt: skip
 
     def hessian(
@@ -109,6 +110,7 @@ class Pipeline:
         diagonal: bool = False,
         samples: int | None = None,
         seed: int = 0,
+        sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
         batched: Batched = False,
@@ -118,8 +120,8 @@ class Pipeline:
         """A future of what `Client.hessian` gives."""
         return self._submit(
             _calls.HESSIAN, function, args, named, timeout,
-            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, output=output,
-            mode=mode, batched=batched,
+            wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
+            output=output, mode=mode, batched=batched,
         )  # fmt: skip
 
     def hvp(

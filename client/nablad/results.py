@@ -8,6 +8,7 @@ structure that the function returns, in dictionaries and lists.
 from dataclasses import dataclass
 from typing import Any
 
+from nablad.sparse import SparseMatrix
 from nablad.tensors import Array
 
 
@@ -59,9 +60,17 @@ class Gradient(Result):
 
 @dataclass(frozen=True, slots=True)
 class Jacobian(Result):
-    """∂f/∂x. `jacobian`: [points?] + output shape + input shape; for several outputs nested by output, then input."""
+    """∂f/∂x.
+
+    Attributes:
+        jacobian: [points?] + output shape + input shape; for several outputs nested by output, then input. Of a call
+            with `sparse=True` one `scipy.sparse.csr_array` over all outputs and inputs, or a list of them for many
+            points; without SciPy the same as `sparse`.
+        sparse: the matrix of a call with `sparse=True`; None of others.
+    """
 
     jacobian: Any
+    sparse: SparseMatrix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +80,16 @@ class Hessian(Result):
     Attributes:
         gradient: [points?] + row input shape.
         hessian: [points?] + row input shape + column input shape, nested by row, then column; for a diagonal
-            [points?] + input shape.
+            [points?] + input shape. Of a call with `sparse=True` one `scipy.sparse.csr_array` over all inputs, or a
+            list of them for many points; without SciPy the same as `sparse`.
         standard_error: of an estimated diagonal, in the same form; None if it is exact.
+        sparse: the matrix of a call with `sparse=True`; None of others.
     """
 
     gradient: Any
     hessian: Any
     standard_error: Any = None
+    sparse: SparseMatrix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,21 @@ class Laplacian(Result):
     gradient: Any
     laplacian: Array
     standard_error: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Some rows of a matrix, one after the other.
+
+    Attributes:
+        first_row: the number of the first of them in the matrix.
+        array: the elements, [rows, columns].
+        non_finite: whether an element is NaN or infinite.
+    """
+
+    first_row: int
+    array: Array
+    non_finite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +265,8 @@ class Explanation:
         cost: of what was asked for, at one point.
         result_bytes: bytes of the result for one point.
         programs: those ready for different numbers of points.
+        nonzeros: of a sparse matrix, how many elements are kept; None of others.
+        colors: likewise, from how many products.
     """
 
     function: str
@@ -248,6 +277,8 @@ class Explanation:
     cost: Cost
     result_bytes: int
     programs: tuple[ProgramInfo, ...]
+    nonzeros: int | None = None
+    colors: int | None = None
 
     @property
     def flops_ratio(self) -> float:

@@ -20,6 +20,8 @@ from nablad_server.batching.policy import Policy
 from nablad_server.config import MACHINE, Settings, parse_warm
 from nablad_server.derivatives import device
 from nablad_server.derivatives.cache import ProgramCache
+from nablad_server.derivatives.linear_runner import Budget, LinearRunner
+from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.runner import DerivativeRunner
 from nablad_server.functions.function import Function
 from nablad_server.functions.registration import build
@@ -31,8 +33,10 @@ from nablad_server.serving.decode import Decoder
 from nablad_server.serving.differentiation import methods
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
-from nablad_server.serving.pipeline import Window
+from nablad_server.serving.linearize import Bounds, Linearizations
+from nablad_server.serving.linearizer import Linearizer
 from nablad_server.serving.statistics import Statistics
+from nablad_server.serving.stream import Window
 from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
 from nablad_server.serving.work import KINDS, Desk
@@ -86,14 +90,22 @@ class App:
             heavy_workers=settings.workers,
         )
         self._statistics = Statistics()
-        self._batcher = Batcher(runner, policy, self._statistics)
-        self._decoder = Decoder(self._registry, settings.max_points, settings.max_result_bytes)
+        self._batcher = Batcher(LinearRunner(runner, self._cache), policy, self._statistics)
+        self._patterns = Patterns(settings.memory_bytes)
+        self._decoder = Decoder(self._registry, self._patterns, settings.max_points, settings.max_result_bytes)
         self._gate = Gate()
         self._health = health.HealthServicer()
         self._server = self._build_server()
-        desk = Desk(self._decoder, self._batcher, self._gate, self._statistics)
+        desk = Desk(self._decoder, self._patterns, self._batcher, self._gate, self._statistics)
         window = Window(settings.stream_operations, settings.stream_bytes)
-        self._transport = Transport(self._server, methods(desk, window), desk.together, settings.concurrent_calls)
+        self._linearizations = Linearizations(
+            Linearizer(self._cache, self._batcher, Budget(settings.linearization_bytes)),
+            Bounds(settings.linearization_idle_seconds, settings.linearizations_per_caller),
+        )
+        self._transport = Transport(
+            self._server, methods(desk, window, self._linearizations), desk.together, settings.concurrent_calls,
+            self._linearizations.look,
+        )  # fmt: skip
         self._metrics: WSGIServer | None = None
         self._ready = False
         self.address = settings.address
@@ -153,7 +165,8 @@ class App:
         if self._metrics is not None:
             self._metrics.shutdown()
             self._metrics.server_close()
-        at_rest = self._cache.close(max(1.0, finish_by - time.monotonic()))
+        at_rest = self._patterns.close(max(1.0, finish_by - time.monotonic()))
+        at_rest &= self._cache.close(max(1.0, finish_by - time.monotonic()))
         at_rest &= self._batcher.close(max(1.0, finish_by - time.monotonic()))
         # What still runs then has nobody to answer; its threads end with the process.
         log.info("stopped", at_rest=at_rest)
@@ -188,8 +201,12 @@ class App:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        explainer = Explainer(self._decoder, self._cache, KINDS)
-        server.add_generic_rpc_handlers((catalog_service(self._registry, self._statistics, explainer, self._gate),))
+        explainer = Explainer(self._decoder, self._patterns, self._cache, KINDS)
+        handlers = catalog_service(
+            registry=self._registry, decoder=self._decoder, patterns=self._patterns, statistics=self._statistics,
+            explainer=explainer, gate=self._gate,
+        )  # fmt: skip
+        server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -201,6 +218,7 @@ class App:
             return
         registry = CollectorRegistry()
         registry.register(self._statistics)
+        registry.register(self._linearizations)
         host, _, port = self._settings.metrics_address.rpartition(":")
         try:
             metrics, _ = start_http_server(int(port), host, registry)
@@ -214,7 +232,7 @@ class App:
         wanted += [(self._registry.get(ref), warm) for ref, warm in map(parse_warm, self._settings.warm)]
         for function, warm in wanted:
             started = time.monotonic()
-            warm_up(function, warm, self._decoder, self._batcher)
+            warm_up(function, warm, self._decoder, self._patterns, self._batcher)
             log.info("warmed", function=function.reference, operator=warm.operator, sizes=dict(warm.sizes),
                      points=list(warm.points), seconds=round(time.monotonic() - started, 2))  # fmt: skip
 

@@ -69,13 +69,31 @@ class Settings(BaseSettings):
     stream_operations: int = Field(
         default=1024,
         ge=1,
-        description="Operations that one Pipeline stream may have open before the server reads no further.",
+        description="Operations that one Pipeline or Linearize stream may have open before the server reads no "
+        "further.",
     )
     stream_bytes: int = Field(
         default=32 << 20,
         ge=1,
-        description="Bytes of requests, and again of answers not yet taken, that one Pipeline stream may hold before "
-        "the server reads no further.",
+        description="Bytes of requests, and again of answers not yet taken, that one Pipeline or Linearize stream may "
+        "hold before the server reads no further.",
+    )
+    linearization_idle_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="A Linearize stream without a product for so long is ended: what is kept for its point is large, "
+        "and its caller may have forgotten it.",
+    )
+    linearizations_per_caller: int = Field(
+        default=64,
+        ge=1,
+        description="Linearize streams that may be open over one connection. An optimiser needs one at a time.",
+    )
+    linearization_bytes: int = Field(
+        default_factory=lambda: _memory_bytes() // 8,
+        ge=0,
+        description="Memory for what Linearize keeps between products. A point that does not fit is computed anew for "
+        "each of its products. A quarter of memory_bytes by default; 0 to keep nothing.",
     )
     metrics_address: str = Field(
         default="none",

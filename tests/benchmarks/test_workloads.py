@@ -9,6 +9,7 @@ import pytest
 from benchmarks import functions
 from benchmarks.data import PARAMETERS
 from benchmarks.jobs import WrongAnswer
+from benchmarks.second_order import relaxation_hvp
 from benchmarks.unary import Answers
 from benchmarks.workloads import WORKLOADS, Exchange, answer, exchanges, flaw, prepared, request
 from nablad.tensors import to_tensor
@@ -35,6 +36,12 @@ def test_closed_forms_of_gradients(name: str) -> None:
     points = workload.points(3)
     exact = jax.vmap(jax.value_and_grad(FUNCTIONS[workload.function]))(*points)
     assert flaw(workload.closed_form(*points), tuple(map(np.asarray, exact))) is None
+
+
+def test_closed_form_of_the_relaxation_s_products() -> None:
+    x, tangent = np.random.default_rng(0).normal(size=(2, 30))
+    _, exact = jax.jvp(jax.grad(functions.relaxation), (x,), (tangent,))
+    assert flaw((np.asarray(exact),), (relaxation_hvp(x, tangent),)) is None
 
 
 def test_closed_form_of_the_hvp() -> None:

@@ -32,6 +32,14 @@ def test_list_and_describe(run: Any) -> None:
     assert "rosenbrock@1" in run("list").stdout
 
 
+def test_a_sparse_matrix_is_shown_in_coordinates(run: Any) -> None:
+    call = ("hessian", "sum_of_squares", "-i", "x=1,1", "--sparse")
+    assert answer(run(*call, "--json"))["sparse"] == {
+        "shape": [2, 2], "rows": [0, 1], "columns": [0, 1], "values": [2.0, 2.0],
+    }  # fmt: skip
+    assert "sparse[values]" in run(*call).stdout
+
+
 def test_the_command_that_describe_offers_works(run: Any) -> None:
     for name in ("rosenbrock", "mlp_loss", "masked_sum_of_squares", "quadratic_form", "softmax"):
         text = " ".join(run("describe", name).stdout.split())

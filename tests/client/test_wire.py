@@ -25,18 +25,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evaluate": {"outputs": "value"},
     "gradient": {"wrt": ["x", "w"], "output": "value", "mode": "reverse"},
     "jacobian": {"wrt": "x", "outputs": "value", "mode": "forward"},
-    "hessian": {"wrt": "x", "columns": "w", "diagonal": False, "output": "value", "mode": "auto"},
+    "hessian": {
+        "wrt": "x", "columns": "w", "diagonal": False, "samples": None, "seed": 0, "output": "value", "mode": "auto",
+    },
     "hvp": {"stacked": False, "wrt": ["x", "w"], "output": "value", "mode": "auto", "tangent_batched": None},
     "jvp": {"stacked": False, "outputs": "value", "tangent_batched": None},
     "vjp": {"stacked": False, "wrt": "x", "cotangent_batched": None},
     "directional_derivative": {"output": None, "direction_batched": None},
-    "derivative": {"order": 3, "wrt": "w", "outputs": None},
-}
+    "derivative": {"order": 3, "wrt": "w", "outputs": None, "direction_batched": None},
+    "laplacian": {"samples": 3, "seed": 7, "wrt": ["x", "w"], "output": None, "mode": "forward"},
+}  # fmt: skip
 
 
 def prepared(name: str, batched: bool) -> Any:
     operator = OPERATORS[name]
-    vector = VECTORS.get(operator.vector, MISSING)
+    vector = MISSING if name == "derivative" else VECTORS.get(operator.vector, MISSING)
     arguments = [np.arange(6.0).reshape(2, 3), np.arange(2.0)] if batched else [np.arange(3.0), 2.0]
     if batched and vector is not MISSING:
         vector = np.ones(2) if name == "vjp" else {"x": np.ones((2, 3))}

@@ -1,6 +1,8 @@
 """Explain: what the server says of a call is what the call is like."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,11 +10,23 @@ import numpy as np
 import pytest
 
 import nablad
-from nablad.errors import InvalidOption, NotDifferentiable, NotScalar, UnknownInput
+from nablad.errors import InvalidOption, NotDifferentiable, NotScalar, ResourceExhausted, UnknownInput
 from nablad.v1 import catalog_pb2 as pb
 from nablad.v1 import catalog_pb2_grpc
+from servers import ServerProcess
 
 X = np.linspace(-1, 1, 6)
+
+SLOW = """
+import time
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+def slow(x: Float[Array, "n"]) -> Float[Array, ""]:
+    if x.shape != (3,) and x.shape != (13,):  # not when it is registered
+        time.sleep(0.3)
+    return jnp.sum(x**2)
+"""
 
 
 @pytest.mark.parametrize(
@@ -102,3 +116,15 @@ def test_a_handle_and_the_asyncio_client_explain_the_same(client: nablad.Client,
     found, expected = asyncio.run(ask()), client.function("rosenbrock").explain("hvp", X, X)
 
     assert (found.mode, found.reason, found.cost.flops) == (expected.mode, expected.reason, expected.cost.flops)
+
+
+def test_those_who_wait_leave_threads_to_others(tmp_path: Path) -> None:
+    """A compilation that takes long holds a few callers, and neither the health check nor the catalogue."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    with ServerProcess(tmp_path / "slow.py") as process, nablad.Client(process.address, timeout=120) as client:
+        with ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(client.explain, "gradient", "slow", np.ones(size)) for size in range(2, 14)]
+            refused = [future.exception() for future in asked]
+            assert client.healthy()
+        assert {type(error) for error in refused} == {type(None), ResourceExhausted}
+        assert len(list(client.functions())) > 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import eigsh
 from scipy.stats import norm
 
 import nablad
@@ -20,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
-    functions, calls, pipelines = blocks("python")
+    functions, calls, pipelines, second_order = blocks("python")
     (tmp_path / "models.py").write_text(functions)
     with ServerProcess(tmp_path / "models.py") as server:
         found: dict[str, Any] = {}
@@ -31,6 +32,12 @@ def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
         assert np.allclose(greeks.gradient["spot"], norm.cdf(d), rtol=1e-12)
         assert np.allclose(greeks.gradient["vol"], 100 * norm.pdf(d), rtol=1e-12)
         exec(pipelines.replace("127.0.0.1:50051", server.address), found)  # noqa: S102 - likewise
+        exec(second_order.replace("127.0.0.1:50051", server.address), found)  # noqa: S102 - likewise
+        assert found["hessian"].nnz == 59_998
+        assert np.isclose(sum(found["traces"]), found["hessian"].diagonal().sum(), rtol=1e-12)
+        assert np.allclose(found["product"], found["hessian"] @ np.ones(20_000), rtol=1e-9, atol=1e-9)
+        largest = eigsh(found["hessian"], k=3, return_eigenvectors=False)
+        assert np.allclose(found["largest"], largest, rtol=1e-9)
         with nablad.Client(server.address) as client:
             alone = client.gradient("rosenbrock", found["points"][:100], batched=True).gradient
             assert np.allclose(found["norms"][:100], np.linalg.norm(alone, axis=1), rtol=1e-12)

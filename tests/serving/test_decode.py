@@ -19,6 +19,7 @@ from nablad.framing import delimited
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.tensor_pb2 import NamedTensor, Tensor
+from nablad_server.derivatives.patterns import Patterns
 from nablad_server.functions.registration import build
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.decode import Decoded, Decoder, Kind
@@ -47,7 +48,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.parsed = 0
-        self._decoder = Decoder(REGISTRY, max_points=100, max_result_bytes=1 << 20)
+        self._decoder = Decoder(REGISTRY, Patterns(1 << 30), max_points=100, max_result_bytes=1 << 20)
 
     def read(self, operator: str, message: bytes, around: bytes = b"") -> Decoded:
         """Reads a request that lies in the midst of other bytes."""

@@ -104,7 +104,7 @@ class Served:
             "/test/Unary": lambda call: self._made(self._unary(call, self.events)),
             "/test/Stream": lambda call: self._made(Echo(call, self.events)),
         }
-        self.transport = Transport(self.server, methods, self._together, max_calls)
+        self.transport = Transport(self.server, methods, self._together, max_calls, lambda: None)
         self.server.start()
         self.transport.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -393,8 +393,10 @@ def test_another_grpcio_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, abse
     else:
         monkeypatch.setattr(server, "_state", type("State", (), {"server": object()})())
 
+    unary = {"/test/Unary": lambda call: Recorder(call, queue.SimpleQueue())}
+
     with pytest.raises(RuntimeError, match=f"grpcio {grpc.__version__} is not made as this server expects"):
-        Transport(server, {"/test/Unary": lambda call: Recorder(call, queue.SimpleQueue())}, lambda: None, 1)
+        Transport(server, unary, lambda: None, 1, lambda: None)
 
 
 def test_what_the_transport_is_made_from_is_there() -> None:

@@ -9,15 +9,11 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nablad.framing import FIXED32, FIXED64, LENGTH, VARINT, delimited, prefix, tag, varint
+from nablad.framing import FIXED32, FIXED64, LENGTH, VARINT, delimited, fields, prefix, tag, varint
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1.tensor_pb2 import NamedTensor
-from nablad_server.serving.wire import (
-    Template,
-    fields,
-    tensor_bytes,
-)
+from nablad_server.serving.wire import Template, tensor_bytes
 
 FieldProto = descriptor_pb2.FieldDescriptorProto
 NUMBERS = (1, 2, 15, 16, 2047, 2048, 2**29 - 1)

@@ -117,6 +117,7 @@ _OPTIONS: dict[str, click.Option] = {
                          show_default=True, help="How to accumulate."),
     "columns": click.Option(["--columns"], multiple=True, help="Inputs of the columns, for a block."),
     "diagonal": click.Option(["--diagonal"], is_flag=True, help="The diagonal alone."),
+    "sparse": click.Option(["--sparse"], is_flag=True, help="The elements that can be other than zero, alone."),
     "samples": click.Option(["--samples"], type=click.IntRange(2), help="An estimate from so many random products."),
     "seed": click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Of an estimate."),
     "stacked": click.Option(["--stacked"], is_flag=True, help="The vector is a stack of vectors."),
@@ -129,9 +130,9 @@ _OPTIONS: dict[str, click.Option] = {
 _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     "evaluate": ("The value of FUNCTION.", ("outputs",)),
     "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode")),
-    "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "mode")),
+    "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "sparse", "mode")),
     "hessian": ("The Hessian of a scalar FUNCTION.", (
-        "wrt", "columns", "diagonal", "samples", "seed", "output", "mode",
+        "wrt", "columns", "diagonal", "sparse", "samples", "seed", "output", "mode",
     )),
     "hvp": ("Hessian of a scalar FUNCTION times a tangent.", ("tangent", "stacked", "wrt", "output", "mode")),
     "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs")),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nablad.results import Cost, Explanation, FunctionInfo, Result, TensorInfo
+from nablad.sparse import SparseMatrix
 from nablad.tensors import Array
 
 MAX_ELEMENTS = 400
@@ -59,6 +60,8 @@ def explanation_panel(found: Explanation) -> RenderableType:
     facts.add_row("accumulated", found.mode)
     facts.add_row("because", escape(found.reason))
     facts.add_row("result", _quantity(found.result_bytes, "B"))
+    if found.nonzeros is not None:
+        facts.add_row("sparsity", f"{found.nonzeros} elements from {found.colors} products")
     facts.add_row("ratio", f"{found.flops_ratio:.3g} × the function's operations, {found.seconds_ratio:.3g} × its time")
     costs = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("program", "points", "strategy", "time", "operations", "accessed", "memory", "compiled in"):
@@ -123,7 +126,10 @@ def _unwrapped(documentation: str) -> str:
 
 
 def _fields(result: Result) -> list[str]:
-    return [f.name for f in dataclasses.fields(result) if f.name not in ("non_finite", "execution")]
+    """The parts of a result that are there; of a sparse one the matrix, and not once more as SciPy's."""
+    names = [f.name for f in dataclasses.fields(result) if f.name not in ("non_finite", "execution")]
+    there = [name for name in names if getattr(result, name) is not None]
+    return [name for name in there if "sparse" not in there or name not in ("hessian", "jacobian")]
 
 
 def _arrays(name: str, tree: Any) -> Iterator[tuple[str, Array]]:
@@ -133,6 +139,8 @@ def _arrays(name: str, tree: Any) -> Iterator[tuple[str, Array]]:
     elif isinstance(tree, list | tuple):
         for index, child in enumerate(tree):
             yield from _arrays(f"{name}[{index}]", child)
+    elif isinstance(tree, SparseMatrix):
+        yield from _arrays(name, _coordinates(tree))
     elif tree is not None:
         yield name, np.asarray(tree)
 
@@ -141,7 +149,14 @@ def _shown(array: Array) -> str:
     return np.array2string(array, precision=10, threshold=MAX_ELEMENTS, max_line_width=100, separator=", ")
 
 
+def _coordinates(matrix: SparseMatrix) -> dict[str, Array]:
+    pattern = matrix.sparsity
+    return {"rows": pattern.row_indices, "columns": pattern.column_indices, "values": matrix.values}
+
+
 def _plain(tree: Any) -> Any:
+    if isinstance(tree, SparseMatrix):
+        return {"shape": list(tree.sparsity.shape)} | _plain(_coordinates(tree))
     if isinstance(tree, Mapping):
         return {key: _plain(child) for key, child in tree.items()}
     if isinstance(tree, list | tuple):

@@ -127,7 +127,7 @@ class Batcher:
                 self._run_directly(prepared, group, until)
                 return len(group)
         for ticket in group:
-            self._offer(ticket)
+            self.offer(ticket)
         return len(group)
 
     def _run_directly(self, prepared: Prepared, group: Sequence[Ticket], until: float) -> None:
@@ -145,10 +145,12 @@ class Batcher:
             ticket.state = State.RUNNING
         self._run(prepared, group)
 
-    def _offer(self, ticket: Ticket) -> None:
-        """Puts a ticket into its lane, or refuses it: DeadlineExceeded, Draining, QueueFull."""
+    def offer(self, ticket: Ticket) -> None:
+        """Puts a ticket into its lane, or refuses it: DeadlineExceeded, Draining, QueueFull. From any thread."""
         policy = self._policy
         with self._condition:
+            if ticket.state is State.DROPPED:  # cancelled meanwhile, in another thread
+                return
             if ticket.deadline <= self._clock():
                 refusal: NabladError = _expired()
             elif self._closed:
@@ -168,7 +170,16 @@ class Batcher:
                 # Of two kinds of workers one may be unable to take it.
                 self._condition.notify_all()
                 return
-        _refuse(ticket, refusal)
+            ticket.state = State.DROPPED
+        ticket.done(refusal)
+
+    def refuse(self, ticket: Ticket, error: NabladError) -> None:
+        """Answers a ticket with an error that is not yet in a lane, unless it has been cancelled. From any thread."""
+        with self._condition:
+            if ticket.state is not State.NEW:
+                return
+            ticket.state = State.DROPPED
+        ticket.done(error)
 
     def _work(self, takes_heavy: bool) -> None:
         """A worker's life: wait for a lane that can run, take its batch, run it."""
@@ -298,7 +309,7 @@ class Batcher:
             ticket.done(_ours(error))
             return
         if prepared is None:  # a program of this size is compiled first
-            self._offer(ticket)
+            self.offer(ticket)
         else:
             self._run(prepared, [ticket])
 

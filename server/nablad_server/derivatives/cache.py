@@ -15,11 +15,15 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, Internal, NabladError
+from nablad_server.derivatives.linear import Opening, Product
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.function import Function
 
 log = structlog.get_logger("nablad")
+
+Key = Query | Opening | Product
+"""What a program is compiled from: a Recipe that can be traced."""
 
 Done = Callable[[NabladError | None, float], None]
 """Called from the compile thread when a program is ready, or with the error; the seconds are the compilation's."""
@@ -53,17 +57,17 @@ class ProgramCache:
         self._max_pending = max_pending
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Query, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._count = 0
         self._pending = 0
         self._constants: WeakKeyDictionary[Function, Constants] = WeakKeyDictionary()
-        self._work: queue.SimpleQueue[tuple[Query, int] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Key, int] | None] = queue.SimpleQueue()
         self._closed = False
         self.version = 0
         self._thread = threading.Thread(target=self._compile_forever, name="nablad-compile", daemon=True)
         self._thread.start()
 
-    def buckets(self, query: Query) -> dict[int, Program]:
+    def buckets(self, query: Key) -> dict[int, Program]:
         """The programs of a query that are ready, by bucket. Raises the error that tracing it gave, if it did."""
         with self._lock:
             entry = self._entries.get(query)
@@ -74,7 +78,7 @@ class ProgramCache:
                 raise entry.refused
             return dict(entry.programs)
 
-    def touch(self, query: Query) -> bool:
+    def touch(self, query: Key) -> bool:
         """Counts as a use of the query's programs; False if there are none any more."""
         with self._lock:
             if query not in self._entries:
@@ -82,13 +86,13 @@ class ProgramCache:
             self._entries.move_to_end(query)
             return True
 
-    def largest(self, query: Query) -> int | None:
+    def largest(self, query: Key) -> int | None:
         """The largest bucket worth asking for; None if none has failed."""
         with self._lock:
             entry = self._entries.get(query)
             return None if entry is None else entry.largest
 
-    def request(self, query: Query, bucket: int, done: Done) -> None:
+    def request(self, query: Key, bucket: int, done: Done) -> None:
         """Has a program compiled, or joins the compilation under way; `done` is called once, from the compile thread.
 
         If several points at once need too much memory, or do not compile, that is no error: `largest` then says what to
@@ -116,7 +120,7 @@ class ProgramCache:
             self._pending += 1
             self._work.put((query, bucket))
 
-    def wait(self, query: Query, bucket: int, timeout: float) -> Program:
+    def wait(self, query: Key, bucket: int, timeout: float) -> Program:
         """The program for a bucket, or for the largest one that can be compiled; compiled if need be. Blocks.
 
         Raises:
@@ -175,7 +179,7 @@ class ProgramCache:
                 except Exception:  # nor must a defect of whoever waits
                     log.exception("internal error", query=str(query))
 
-    def _compile(self, query: Query, bucket: int) -> Program:
+    def _compile(self, query: Key, bucket: int) -> Program:
         with self._lock:
             entry = self._entries[query]
             if entry.refused is not None:
@@ -184,13 +188,14 @@ class ProgramCache:
                 return entry.programs[bucket]
         if entry.traced is None:
             try:
-                entry.traced = trace(query, self._constants.setdefault(query.function, {}))
+                constants = self._constants.setdefault(query.function, {})
+                entry.traced = trace(query, constants) if isinstance(query, Query) else query.trace(constants)
             except NabladError as refused:
                 entry.refused = refused
                 raise
         return compile_program(entry.traced, bucket, self._memory_limit)
 
-    def _smaller(self, query: Query, failed: int) -> bool:
+    def _smaller(self, query: Key, failed: int) -> bool:
         """Notes that a bucket failed; False if no smaller one can do better, because the query itself was refused."""
         with self._lock:
             entry = self._entries[query]
@@ -200,7 +205,7 @@ class ProgramCache:
             self.version += 1
             return True
 
-    def _publish(self, query: Query, bucket: int, program: Program | None) -> list[Done]:
+    def _publish(self, query: Key, bucket: int, program: Program | None) -> list[Done]:
         with self._lock:
             self._pending -= 1
             entry = self._entries[query]
@@ -211,7 +216,7 @@ class ProgramCache:
             self.version += 1
             return entry.waiting.pop(bucket)
 
-    def _evict(self, newest: Query) -> None:
+    def _evict(self, newest: Key) -> None:
         """Drops the programs of the queries unused for longest, but never those of the newest or of ones waited for."""
         idle = [query for query, entry in self._entries.items() if not entry.waiting and query != newest]
         limit = 4 * self._capacity  # queries that were refused hold no program but an entry

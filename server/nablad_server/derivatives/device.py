@@ -42,6 +42,8 @@ def configure(compile_cache: Path | None) -> None:
             "chmod go-w on it, or choose another directory with --compile-cache"
         )
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    # What colors sparsity patterns is compiled too; it would keep that beside its own code, where it may not write.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(directory / "numba"))
     # By default only programs that took long are kept; here short ones are the most.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

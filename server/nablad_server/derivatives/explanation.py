@@ -52,6 +52,10 @@ def accumulation(query: Query) -> tuple[str, str]:
         return "Taylor", "all orders at once; nested forward where an operation has no Taylor rule"
     if operator == function_pb2.OPERATOR_JACOBIAN:
         rows, columns = query.matrix_shape
+        if query.sparse and query.pattern is not None:
+            coloring = query.pattern.coloring
+            mode, lines = ("reverse", "rows") if coloring.by_rows else ("forward", "columns")
+            return mode, f"a product for each of {coloring.count} colors of {lines}"
         if asked:
             return ("forward" if is_forward(query) else "reverse"), "the request asks for it"
         if is_forward(query):
@@ -73,5 +77,7 @@ def _products(query: Query) -> str:
         return f"; {query.samples} products with random vectors"
     if query.operator == function_pb2.OPERATOR_HVP:
         return f"; a product for each of {query.stack} tangents" if query.stack else ""
+    if query.pattern is not None:
+        return f"; a product for each of {query.pattern.coloring.count} colors"
     _, columns = query.matrix_shape
     return f"; a product for each of {columns} elements"

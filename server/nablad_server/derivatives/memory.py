@@ -13,7 +13,7 @@ import jax.extend
 
 from nablad.errors import ResultTooLarge
 from nablad.v1 import function_pb2
-from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.recipe import Recipe
 
 OVERFLOW_BYTES = 1 << 48
 """No single array of one point may be larger; with the points of a batch on top, 64 bits still hold its size."""
@@ -30,6 +30,9 @@ ADVICE = {
 }
 """What to do instead, where a result or what it takes is too large."""
 
+SPARSE_ADVICE = "use Hvp, Jvp or Vjp, or name fewer inputs"
+"""Likewise of a sparse matrix."""
+
 MATERIALIZED = frozenset({
     "cholesky", "conv_general_dilated", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "eigh",
     "fft", "lu", "qr", "scan", "scatter", "scatter-add", "scatter_add", "sort", "svd", "triangular_solve", "while",
@@ -40,7 +43,7 @@ UNCERTAINTY = 2
 """A program may need so many times less than is estimated before it is compiled: XLA merges some loops."""
 
 
-def refuse_overflow(query: Query, jaxpr: Any) -> None:
+def refuse_overflow(query: Recipe, jaxpr: Any) -> None:
     """Raises ResultTooLarge if some intermediate array of one point has a size that XLA might not survive."""
     for size in _array_bytes(jaxpr):
         if size > OVERFLOW_BYTES:
@@ -51,7 +54,7 @@ def refuse_overflow(query: Query, jaxpr: Any) -> None:
             )
 
 
-def refuse_hopeless(query: Query, jaxpr: Any, points: int, limit: int) -> None:
+def refuse_hopeless(query: Recipe, jaxpr: Any, points: int, limit: int) -> None:
     """Raises ResultTooLarge if a program of so many points at once will not fit into `limit`, before it is compiled.
 
     `jaxpr`: the operations for one point.
@@ -61,7 +64,7 @@ def refuse_hopeless(query: Query, jaxpr: Any, points: int, limit: int) -> None:
         raise _needs_too_much(query, f"about {needed}", needed, points, limit)
 
 
-def refuse_excess(query: Query, executable: jax.stages.Compiled, points: int, limit: int) -> None:
+def refuse_excess(query: Recipe, executable: jax.stages.Compiled, points: int, limit: int) -> None:
     """Raises ResultTooLarge if the compiled program needs more memory than one execution may have."""
     needed = memory_of(executable)
     if needed > limit:
@@ -99,7 +102,7 @@ def live_bytes(jaxpr: Any) -> int:
     return max(peak, sum(map(_bytes, set(_variables(jaxpr.outvars)))))
 
 
-def _needs_too_much(query: Query, words: str, needed: int, points: int, limit: int) -> ResultTooLarge:
+def _needs_too_much(query: Recipe, words: str, needed: int, points: int, limit: int) -> ResultTooLarge:
     advice = ADVICE.get(query.operator, "ask for less")
     return ResultTooLarge(
         f"{query} needs {words} bytes of memory for {points} points at once; one execution may have {limit}. To need "

@@ -16,6 +16,7 @@ from nablad.tensors import Array
 from nablad_server.derivatives.memory import inner_jaxprs, refuse_excess, refuse_hopeless, refuse_overflow
 from nablad_server.derivatives.operators import point_function
 from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.recipe import Recipe
 from nablad_server.functions.precision import precision_of
 from nablad_server.functions.signature import ArraySpec
 
@@ -39,7 +40,7 @@ Constants = dict[tuple[tuple[int, ...], str, bytes], jax.Array]
 
 @dataclass(frozen=True)
 class Traced:
-    """A query traced once, for all its buckets.
+    """A recipe traced once, for all its buckets.
 
     Attributes:
         query: what was traced.
@@ -49,7 +50,7 @@ class Traced:
         calls_back: whether it calls Python code of the function's while it runs.
     """
 
-    query: Query
+    query: Recipe
     jaxpr: jax.extend.core.Jaxpr
     constants: tuple[Any, ...]
     groups: tuple[int, ...]
@@ -122,11 +123,11 @@ def trace(query: Query, constants: Constants) -> Traced:
                 metadata={"function": query.function.reference},
             ) from error
         refuse_overflow(query, closed.jaxpr)
-        placed = tuple(_placed(constant, query.wide, constants) for constant in closed.consts)
-    return Traced(query, closed.jaxpr, placed, tuple(groups), _calls_back(closed.jaxpr))
+        values = tuple(placed(constant, query.wide, constants) for constant in closed.consts)
+    return Traced(query, closed.jaxpr, values, tuple(groups), calls_back(closed.jaxpr))
 
 
-def _placed(constant: Any, wide: bool, kept: Constants) -> Any:
+def placed(constant: Any, wide: bool, kept: Constants) -> Any:
     """A constant in the program's precision; a large one as one device array for all programs of the function."""
     if jnp.issubdtype(constant.dtype, jax.dtypes.extended):  # random keys and the like are no plain arrays
         return constant
@@ -243,9 +244,9 @@ def _with_points(spec: ArraySpec, bucket: int, shared: bool) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(spec.shape if shared else (bucket, *spec.shape), spec.dtype)
 
 
-def _calls_back(jaxpr: Any) -> bool:
+def calls_back(jaxpr: Any) -> bool:
     """Whether Python code is called while the program runs."""
     return any(
-        "callback" in equation.primitive.name or any(map(_calls_back, inner_jaxprs(equation)))
+        "callback" in equation.primitive.name or any(map(calls_back, inner_jaxprs(equation)))
         for equation in jaxpr.eqns
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nablad.v1 import differentiation_pb2, function_pb2
+from nablad_server.derivatives.pattern import Pattern
 from nablad_server.functions.function import Function
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.signature import ArraySpec
@@ -39,6 +40,9 @@ class Query:
         samples: diagonal of a Hessian, Laplacian: an estimate from so many random vectors; 0: exact.
         block_rows: Jacobian, Hessian: so many rows of the matrix over all rows and columns, beginning with a row that
             is given with the point; 0: all of it.
+        sparse: Jacobian, Hessian: only the elements that `pattern` keeps, of the one matrix over all rows and columns.
+        pattern: which elements can be other than zero; None if that is not known, or of no use. The exact diagonal of
+            a Hessian and its trace take fewer products with one.
         shared: for every array (inputs, vectors, extras): one for all points instead of one for each. Calls that share
             some cannot ride with others.
     """
@@ -56,6 +60,8 @@ class Query:
     order: int = 0
     samples: int = 0
     block_rows: int = 0
+    sparse: bool = False
+    pattern: Pattern | None = None
     shared: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
@@ -71,7 +77,8 @@ class Query:
         # A query is hashed several times on its way and holds nested tuples: computed once.
         return hash(
             (id(self.function), self.operator, self.inputs, self.outputs, self.wrt, self.columns, self.vectors,
-             self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.shared)
+             self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.sparse,
+             self.pattern, self.shared)
         )  # fmt: skip
 
     @functools.cached_property

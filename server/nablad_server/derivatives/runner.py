@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from nablad.errors import FunctionFailed, NabladError, ResourceExhausted
 from nablad.tensors import Array
 from nablad_server.derivatives.buckets import cheapest, power_of_two_from
 from nablad_server.derivatives.cache import Done, ProgramCache
+from nablad_server.derivatives.linear import Product
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.program import Program
 from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.recipe import Recipe
 
 COMPILE_SECONDS = 0.1
 """About what a compilation takes: a batch runs through programs that fit badly, rather than wait for the one that fits,
@@ -52,16 +54,24 @@ class Prepared:
         calls_back: whether Python code of the function's is called meanwhile.
     """
 
-    __slots__ = ("_programs", "_query", "calls_back", "computed", "first", "points", "seconds")
+    __slots__ = ("_fixed", "_programs", "_query", "calls_back", "computed", "first", "points", "seconds")
 
-    def __init__(self, query: Query, points: int, programs: Sequence[Program], seconds: float) -> None:
+    def __init__(
+        self, query: Recipe, points: int, programs: Sequence[Program], seconds: float, fixed: Sequence[Any] = ()
+    ) -> None:
+        """`fixed` are the first arrays of the programs: they are there already, on the device."""
         self._query = query
         self._programs = programs
+        self._fixed = fixed
         self.points = points
         self.computed = sum(program.bucket for program in programs)
         self.first = min(points, programs[0].bucket)
         self.seconds = seconds
         self.calls_back = programs[0].calls_back
+
+    def at(self, fixed: Sequence[Any]) -> "Prepared":
+        """The same with other arrays to begin with."""
+        return Prepared(self._query, self.points, self._programs, self.seconds, fixed)
 
     def __call__(self, members: Sequence[Points]) -> list[Results]:
         """Computes the points of all members together; the result of each, in order.
@@ -74,7 +84,7 @@ class Prepared:
         total = members[0].count if len(members) == 1 else sum([member.count for member in members])
         if total != self.points:
             raise ValueError(f"prepared for {self.points} points, called with {total}")
-        arrays = _joined(query, members, self.computed - total)
+        arrays = [*self._fixed, *_joined(query, members, self.computed - total, len(self._fixed))]
         try:
             if len(programs) == 1:
                 outputs = [programs[0].run(arrays)]
@@ -88,7 +98,7 @@ class Prepared:
                     ]))  # fmt: skip
                     start = stop
         except Exception as error:
-            raise _execution_failed(query, error) from error
+            raise execution_failed(query, error) from error
         return _split(outputs, programs, members)
 
 
@@ -106,11 +116,16 @@ class DerivativeRunner:
         self._cache = cache
         self._max_bucket = max_bucket
         self._max_batch_bytes = max_batch_bytes
-        self._ready: dict[tuple[Query, int], Prepared] = {}  # for as long as the cache's programs stay what they are
+        # For as long as the cache's programs stay what they are.
+        self._ready: dict[tuple[Query | Product, int], Prepared] = {}
         self._version = -1
 
-    def prepare(self, query: Query, points: int, done: Done) -> Prepared | None:
+    def prepare(
+        self, query: Query | Product, points: int, done: Done, fixed: Sequence[Any] = ()
+    ) -> Prepared | None:
         """What runs `points` points of a query; None if that is being compiled: then `done` will be called.
+
+        `fixed` are arrays that all points share and that are on the device: those that a product begins with.
 
         Buckets that do not fit well are used all the same, while the one that does is compiled behind them.
 
@@ -123,13 +138,13 @@ class DerivativeRunner:
         ready = self._ready
         prepared = ready.get((query, points))
         if prepared is not None and self._cache.touch(query):
-            return prepared
+            return prepared.at(fixed) if fixed else prepared
         prepared, final = self._prepare(query, points, done)
         if prepared is not None and final and len(ready) < MAX_REMEMBERED:
             ready[query, points] = prepared
-        return prepared
+        return prepared.at(fixed) if fixed and prepared is not None else prepared
 
-    def _prepare(self, query: Query, points: int, done: Done) -> tuple[Prepared | None, bool]:
+    def _prepare(self, query: Query | Product, points: int, done: Done) -> tuple[Prepared | None, bool]:
         """As `prepare`; and whether the answer will be the same until the cache changes."""
         wanted = self._bucket(query, points)
         programs = self._cache.buckets(query)
@@ -149,9 +164,10 @@ class DerivativeRunner:
                 self._cache.request(query, wanted, _nobody_waits)
         return Prepared(query, points, [programs[bucket] for bucket in chosen], seconds), final
 
-    def _bucket(self, query: Query, points: int) -> int:
+    def _bucket(self, query: Query | Product, points: int) -> int:
         """The bucket for so many points: the next power of two, within the limits."""
-        fitting = self._max_batch_bytes // max(1, query.argument_bytes + result_bytes(query))
+        results = result_bytes(query) if isinstance(query, Query) else query.result_bytes
+        fitting = self._max_batch_bytes // max(1, query.argument_bytes + results)
         limit = max(1, min(self._max_bucket, fitting))
         return min(power_of_two_from(points), 1 << (limit.bit_length() - 1))
 
@@ -160,15 +176,15 @@ def _nobody_waits(error: NabladError | None, seconds: float) -> None:
     """Nobody waits for a bucket that is only an improvement."""
 
 
-def _joined(query: Query, members: Sequence[Points], padding: int) -> list[Array]:
-    """One array for each of the query's arrays: all members' points, then the last point `padding` times over.
+def _joined(query: Recipe, members: Sequence[Points], padding: int, fixed: int) -> list[Array]:
+    """One array for each of the query's but the `fixed` first: all members' points, then the last `padding` times over.
 
     Padding repeats a real point, because zeros would make infinities and NaN in functions that cannot take them.
     """
     alone = len(members) == 1
     count = padding + (members[0].count if alone else sum([member.count for member in members]))
     arrays = []
-    for index, (spec, common) in enumerate(zip(query.arrays, query.shared, strict=True)):
+    for index, (spec, common) in enumerate(zip(query.arrays[fixed:], query.shared[fixed:], strict=True)):
         if common:
             arrays.append(np.frombuffer(members[0].data[index], spec.dtype).reshape(spec.shape))
             continue
@@ -230,7 +246,8 @@ def _without_traceback(text: str) -> str:
     return last.partition("\n")[2] if traceback else text
 
 
-def _execution_failed(query: Query, error: Exception) -> NabladError:
+def execution_failed(query: Recipe, error: Exception) -> NabladError:
+    """The error for who asked, of one that an execution gave."""
     text = " ".join(_without_traceback(str(error)).split())[:500]
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         return ResourceExhausted(f"{query} ran out of memory; ask for fewer points at once: {text}")

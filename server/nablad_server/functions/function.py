@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
@@ -16,6 +17,16 @@ from nablad_server.functions.signature import ArraySpec, Signature, flatten_outp
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 MAX_KNOWN_SHAPES = 1024
 """For so many combinations of input shapes a function remembers its outputs."""
+
+
+Declare = Callable[[Mapping[str, int]], tuple[ArrayLike, ArrayLike]]
+"""Gives the elements of a matrix of derivatives that can be other than zero, as their rows and their columns.
+
+It is called with the size of each symbol of the signature. The rows of a Jacobian are the elements of all outputs that
+can be differentiated, one output after the other as the signature has them, each in row-major order; the columns are
+those of all such inputs. Of a Hessian both are the inputs; an element's mirror image need not be listed. The elements
+may come in any order, and more than once.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Function:
         documentation: its docstring.
         source: where it came from.
         warm: the programs to compile before readiness.
+        sparsity: the patterns declared for `jacobian` and `hessian`; see `Declare`.
     """
 
     name: str
@@ -58,6 +70,7 @@ class Function:
     documentation: str = ""
     source: str = ""
     warm: tuple[Warm, ...] = ()
+    sparsity: Mapping[str, Declare] = field(default_factory=dict)
     _outputs: dict[tuple[ArraySpec, ...], tuple[tuple[str, ArraySpec], ...]] = field(
         default_factory=dict, init=False, repr=False
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from nablad.errors import FunctionFailed
 from nablad_server.functions.annotations import signature_of
-from nablad_server.functions.function import NAME, Function, Warm
+from nablad_server.functions.function import NAME, Declare, Function, Warm
 from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape
 
 MARK = "__nablad_function__"
@@ -27,6 +27,7 @@ class _Options:
     outputs: Any
     sizes: Mapping[str, int]
     warm: tuple[Warm, ...]
+    sparsity: Mapping[str, Declare]
 
 
 @overload
@@ -40,6 +41,7 @@ def function(
     outputs: Any = None,
     sizes: Mapping[str, int] | None = None,
     warm: Sequence[Warm] = (),
+    sparsity: Mapping[str, Declare] | None = None,
 ) -> Callable[[_F], _F]: ...
 def function(
     call: Callable[..., Any] | None = None,
@@ -51,6 +53,7 @@ def function(
     outputs: Any = None,
     sizes: Mapping[str, int] | None = None,
     warm: Sequence[Warm] = (),
+    sparsity: Mapping[str, Declare] | None = None,
 ) -> Any:
     """Marks a function for registration; it stays an ordinary function.
 
@@ -63,8 +66,11 @@ def function(
         outputs: likewise for the result.
         sizes: example sizes for the symbols, for functions that cannot be traced at small arbitrary ones.
         warm: programs to compile before the server says that it is ready.
+        sparsity: for `"jacobian"`, `"hessian"` or both, what gives the elements that can be other than zero, where the
+            function's operations do not show it: `{"hessian": lambda sizes: (rows, columns)}`, with `sizes["n"]` for
+            the symbol n; see `Declare`. Results are wrong if an element is missing that is not zero.
     """
-    options = _Options(name, version, inputs, outputs, dict(sizes or {}), tuple(warm))
+    options = _Options(name, version, inputs, outputs, dict(sizes or {}), tuple(warm), dict(sparsity or {}))
 
     def mark(marked: Callable[..., Any]) -> Callable[..., Any]:
         setattr(marked, MARK, options)
@@ -79,16 +85,21 @@ def build(call: Callable[..., Any], source: str) -> Function:
     Raises:
         ValueError: the name, version, annotations or result do not fit; the message names the function and the reason.
     """
-    options: _Options = getattr(call, MARK, _Options(None, 1, None, None, {}, ()))
+    options: _Options = getattr(call, MARK, _Options(None, 1, None, None, {}, (), {}))
     name = str(options.name or getattr(call, "__name__", ""))
     try:
         if not NAME.fullmatch(name):
             raise ValueError("the name is not a letter followed by letters, digits, '_', '-' or '.'; give name=")
         if options.version < 1:
             raise ValueError(f"version={options.version}; expected 1 or more")
+        if not set(options.sparsity) <= {"jacobian", "hessian"} or not all(map(callable, options.sparsity.values())):
+            raise ValueError(
+                f"sparsity={dict(options.sparsity)!r}; expected a function of the sizes for 'jacobian', 'hessian' or "
+                "both"
+            )
         signature = signature_of(call, options.inputs, options.outputs)
         built = Function(
-            name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm
+            name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm, options.sparsity
         )  # fmt: skip
         return replace(built, signature=replace(signature, outputs=_outputs(built, options.sizes)))
     except ValueError as error:

@@ -1,27 +1,43 @@
 """CatalogService: what functions there are, how they were used, and what derivatives of theirs cost."""
 
+import threading
+
 import grpc
 
 from nablad.errors import InvalidOption
 from nablad.tensors import NUMBERS
 from nablad.v1 import catalog_pb2 as pb
 from nablad.v1 import function_pb2
+from nablad_server.derivatives.patterns import Patterns
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
-from nablad_server.serving.endpoint import endpoint
+from nablad_server.serving.decode import Decoder
+from nablad_server.serving.endpoint import endpoint, waiting_endpoint
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
+from nablad_server.serving.sparsity import message
+from nablad_server.serving.sparsity_requests import sparsity_of
 from nablad_server.serving.statistics import Statistics
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000
 
+MAX_WAITING = 4
+"""So many calls may wait for compilations and patterns, each in a thread."""
+
 
 def catalog_service(
-    registry: Registry, statistics: Statistics, explainer: Explainer, gate: Gate
+    *,
+    registry: Registry,
+    decoder: Decoder,
+    patterns: Patterns,
+    statistics: Statistics,
+    explainer: Explainer,
+    gate: Gate,
 ) -> grpc.GenericRpcHandler:
     """The service's handlers."""
+    room = threading.Semaphore(MAX_WAITING)
 
     def list_functions(request: pb.ListFunctionsRequest) -> pb.ListFunctionsResponse:
         functions = registry.latest()
@@ -43,6 +59,10 @@ def catalog_service(
     def describe_function(request: pb.DescribeFunctionRequest) -> pb.DescribeFunctionResponse:
         return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
 
+    def get_sparsity(request: pb.GetSparsityRequest, seconds: float) -> pb.GetSparsityResponse:
+        pattern = sparsity_of(request, decoder, patterns, seconds)
+        return pb.GetSparsityResponse(pattern=message(pattern), nanoseconds=int(pattern.seconds * 1e9))
+
     def get_statistics(request: pb.GetStatisticsRequest) -> pb.GetStatisticsResponse:
         function = registry.get(request.function).reference if request.function else ""
         return pb.GetStatisticsResponse(statistics=statistics.messages(function))
@@ -51,7 +71,8 @@ def catalog_service(
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
         "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
         "GetStatistics": endpoint("GetStatistics", pb.GetStatisticsRequest, get_statistics, gate),
-        "Explain": endpoint("Explain", pb.ExplainRequest, explainer.explain, gate),
+        "GetSparsity": waiting_endpoint("GetSparsity", pb.GetSparsityRequest, get_sparsity, gate, room),
+        "Explain": waiting_endpoint("Explain", pb.ExplainRequest, explainer.explain, gate, room),
     }
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 

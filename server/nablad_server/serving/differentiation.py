@@ -1,26 +1,35 @@
-"""DifferentiationService on the fast transport: a unary call for each operator, and Pipeline."""
+"""DifferentiationService on the fast transport: a unary call for each operator, and the streams."""
 
 from collections.abc import Callable
 
 from nablad.errors import MalformedRequest, NabladError
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
+from nablad_server.serving.decode_rows import ROW_KINDS
 from nablad_server.serving.layout import Part
-from nablad_server.serving.pipeline import Pipeline, Window
+from nablad_server.serving.linearize import Linearizations, Linearize
+from nablad_server.serving.pipeline import Pipeline
+from nablad_server.serving.rows import RowStream
+from nablad_server.serving.stream import Window
 from nablad_server.serving.transport import Call, Handler
 from nablad_server.serving.work import KINDS, Desk
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DifferentiationService"]
 
 
-def methods(desk: Desk, window: Window) -> dict[str, Callable[[Call], Handler]]:
+def methods(desk: Desk, window: Window, linearizations: Linearizations) -> dict[str, Callable[[Call], Handler]]:
     """For each RPC, by its full name, what makes a handler for a call."""
 
     def unary(name: str) -> Callable[[Call], Handler]:
         return lambda call: Unary(name, call, desk)
 
+    def rows(name: str) -> Callable[[Call], Handler]:
+        return lambda call: RowStream(name, call, desk)
+
     found: dict[str, Callable[[Call], Handler]] = {f"/{SERVICE.full_name}/{name}": unary(name) for name in KINDS}
+    found |= {f"/{SERVICE.full_name}/{name}": rows(name) for name in ROW_KINDS}
     found[f"/{SERVICE.full_name}/Pipeline"] = lambda call: Pipeline(call, desk, window)
+    found[f"/{SERVICE.full_name}/Linearize"] = lambda call: Linearize(call, desk, window, linearizations)
     return found
 
 

@@ -4,6 +4,7 @@ Handlers take and give bytes, so that a malformed message is answered by this se
 transport as its own internal error.
 """
 
+import threading
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,8 +14,11 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from nablad.errors import Internal, MalformedRequest, NabladError, to_status
+from nablad.errors import Internal, MalformedRequest, NabladError, ResourceExhausted, to_status
 from nablad_server.serving.gate import Gate
+
+MAX_SECONDS = 600.0
+"""So long a call without a deadline may hold its thread."""
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -29,12 +33,42 @@ def endpoint(
     `respond` computes the response or raises a NabladError, which becomes the call's status; any other exception is a
     defect of this server.
     """
+    return _handler(name, request_type, lambda request, _: respond(request), gate)
 
+
+def waiting_endpoint(
+    name: str,
+    request_type: type[_Request],
+    respond: Callable[[_Request, float], Message],
+    gate: Gate,
+    room: threading.Semaphore,
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """As `endpoint`, for what has to be waited for; `respond` is also told for how many seconds the answer is wanted.
+
+    Whoever waits holds a thread: only as many may as there is room for, so that health checks find one.
+    """
+
+    def respond_or_refuse(request: _Request, seconds: float) -> Message:
+        if not room.acquire(blocking=False):
+            raise ResourceExhausted(f"too many calls of {name} and its like wait already; retry later", retry_after=1.0)
+        try:
+            return respond(request, seconds)
+        finally:
+            room.release()
+
+    return _handler(name, request_type, respond_or_refuse, gate)
+
+
+def _handler(
+    name: str, request_type: type[_Request], respond: Callable[[_Request, float], Message], gate: Gate
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
         failed = gate.enter()
         if failed is None:
             try:
-                return respond(_parsed(request_type, data)).SerializeToString()
+                seconds = context.time_remaining()
+                request = parsed(request_type, data)
+                return respond(request, MAX_SECONDS if seconds is None else seconds).SerializeToString()
             except Exception as error:
                 failed = reported(name, error)
             finally:
@@ -45,7 +79,8 @@ def endpoint(
     return grpc.unary_unary_rpc_method_handler(behave)
 
 
-def _parsed(request_type: type[_Request], data: bytes) -> _Request:
+def parsed(request_type: type[_Request], data: bytes) -> _Request:
+    """The message. Raises MalformedRequest if the bytes are none of this type."""
     try:
         return request_type.FromString(data)
     except DecodeError as error:

@@ -20,10 +20,16 @@ from nablad_server.derivatives.operators import result_specs
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Results
 from nablad_server.functions.signature import ArraySpec
+from nablad_server.serving.sparsity import encoded
 
 Part = bytes | memoryview
 Names = tuple[str, ...]
-"""What a tensor of a response is named by: an output or an input; or a row and a column."""
+"""What a tensor of a response is named by: an output or an input; or a row and a column; a sparse matrix by nothing."""
+
+Group = tuple[int, list[Names], Sequence[ArraySpec]]
+"""Some tensors of a response: the number of their field, their names, and what they are for one point."""
+
+SPARSE_NAMES: Names = ("",)
 
 EXECUTION = pb.GradientResponse.DESCRIPTOR.fields_by_name["execution"].number
 """The number of the field `execution`, in every response."""
@@ -38,7 +44,7 @@ MAX_COUNTS = 64
 class _Frame(NamedTuple):
     """The bytes around one tensor's elements, and how many bytes it is in all; with the flag non_finite or without."""
 
-    before: bytes
+    before: tuple[bytes, ...]
     after: bytes
     length: int
 
@@ -51,24 +57,33 @@ class Layout:
         batched: whether the responses have a points axis.
     """
 
-    def __init__(self, query: Query, batched: bool, outputs: Sequence[str]) -> None:
-        """`outputs` are the names of the query's outputs."""
+    def __init__(self, query: Query, batched: bool, outputs: Sequence[str], *, known_pattern: bool = False) -> None:
+        """`outputs` are the names of the query's outputs; `known_pattern`: a sparse matrix goes without its pattern."""
         self.query = query
         self.batched = batched
+        self._pattern = encoded(query.pattern) if query.sparse and query.pattern and not known_pattern else b""
+        self._groups = self._fields(query, outputs)
+        self._executed = delimited(1, query.function.reference.encode())
+        self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
+
+    def _fields(self, query: Query, outputs: Sequence[str]) -> list[Group]:
         message, groups = RESPONSES[query.operator]
-        groups = DIAGONAL if query.diagonal else groups
-        self._groups = [
+        groups = DIAGONAL if query.diagonal else SPARSE[query.operator] if query.sparse else groups
+        return [
             (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
             # The standard errors come last, and only with an estimate.
             for (field, named), specs in zip(groups.items(), result_specs(query), strict=False)
         ]
-        self._executed = delimited(1, query.function.reference.encode())
-        self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
 
     def write(self, outcome: Outcome) -> tuple[list[Part], int]:
         """The response's parts, and how many bytes they are together."""
         results: Results = outcome.result
-        count = sum([len(piece) for piece in results.groups[0][0]])
+        return self._written(outcome, results.groups, sum([len(piece) for piece in results.groups[0][0]]))
+
+    def _written(
+        self, outcome: Outcome, groups: Sequence[Sequence[Sequence[Array]]], count: int
+    ) -> tuple[list[Part], int]:
+        """The parts of a response with these groups, each array in pieces, about so many points; and their length."""
         frames = self._frames.get(count)
         if frames is None:
             if len(self._frames) >= MAX_COUNTS:
@@ -76,11 +91,11 @@ class Layout:
             frames = self._frames[count] = self._framed(count)
         parts: list[Part] = []
         length = 0
-        for tensors, group in zip(frames, results.groups, strict=True):
+        for tensors, group in zip(frames, groups, strict=True):
             for (finite, flagged), pieces in zip(tensors, group, strict=True):
-                before, after, size = flagged if any(map(_non_finite, pieces)) else finite
-                parts.append(before)
-                parts.extend(map(_elements, pieces))
+                before, after, size = flagged if any(map(non_finite, pieces)) else finite
+                parts.extend(before)
+                parts.extend(map(elements, pieces))
                 parts.append(after)
                 length += size
         execution = self._executed
@@ -104,8 +119,8 @@ class Layout:
             for number, names, specs in self._groups
         ]
 
-    def _frame(self, number: int, names: Names, spec: ArraySpec, count: int, non_finite: bool) -> _Frame:
-        """The bytes around the elements of a NamedTensor (one name) or a Block (two)."""
+    def _frame(self, number: int, names: Names, spec: ArraySpec, count: int, flagged: bool) -> _Frame:
+        """The bytes around the elements of a NamedTensor (one name), a Block (two) or a SparseMatrix (an empty one)."""
         shape = (count, *spec.shape) if self.batched else spec.shape
         size = spec.bytes * count
         head = b"".join(delimited(field, name.encode()) for field, name in enumerate(names, 1) if name)
@@ -114,14 +129,16 @@ class Layout:
         tensor += delimited(2, sizes) if sizes else b""
         tensor += prefix(3, size) if size else b""
         after = tag(len(names) + 2, VARINT) + b"\1" if self.batched else b""
-        after += tag(len(names) + 3, VARINT) + b"\1" if non_finite else b""
+        after += tag(len(names) + 3, VARINT) + b"\1" if flagged else b""
         before = head + prefix(len(names) + 1, len(tensor) + size) + tensor
-        length = len(before) + size + len(after)
+        pattern = self._pattern if names == SPARSE_NAMES else b""  # stands in the place of a name
+        length = len(pattern) + len(before) + size + len(after)
         framed = prefix(number, length)
-        return _Frame(framed + before, after, len(framed) + length)
+        return _Frame((framed, pattern, before) if pattern else (framed + before,), after, len(framed) + length)
 
 
-def _elements(array: Array) -> Part:
+def elements(array: Array) -> Part:
+    """The elements as they travel; where that is worth it, as they lie in memory."""
     if array.nbytes <= COPIED_BYTES:  # a copy costs less than a view
         return array.tobytes()
     if array.dtype.kind == "V":  # bfloat16, which numpy does not know and will not lend as a buffer
@@ -129,7 +146,8 @@ def _elements(array: Array) -> Part:
     return array.data if array.flags.c_contiguous else array.tobytes()
 
 
-def _non_finite(array: Array) -> bool:
+def non_finite(array: Array) -> bool:
+    """Whether an element is NaN or infinite."""
     dtype = array.dtype
     # Of the dtypes on the wire only bfloat16, which numpy does not know, has the kind "V".
     if dtype.kind not in "fcV":
@@ -185,6 +203,12 @@ RESPONSES: dict[int, tuple[type[Message], dict[str, _Named]]] = {
     ),
 }
 """For each operator its response, and for each group of the result the field that it goes into and what names it."""
+
+SPARSE: dict[int, dict[str, _Named]] = {
+    function_pb2.OPERATOR_JACOBIAN: {"values": _outputs, "sparse": lambda _, __: [SPARSE_NAMES]},
+    function_pb2.OPERATOR_HESSIAN: {"values": _outputs, "gradients": _wrt, "sparse": lambda _, __: [SPARSE_NAMES]},
+}
+"""The groups of sparse matrices."""
 
 DIAGONAL: dict[str, _Named] = {"values": _outputs, "gradients": _wrt, "diagonals": _wrt, "standard_errors": _wrt}
 """The groups of a Hessian of which only the diagonal was asked for."""

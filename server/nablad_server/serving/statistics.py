@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 from nablad.errors import NabladError
 from nablad.v1 import catalog_pb2, error_pb2, function_pb2
 from nablad_server.batching.ticket import Outcome
+from nablad_server.derivatives.linear import Opening
+from nablad_server.derivatives.linear_runner import Linearization
 from nablad_server.derivatives.query import Query
 
 SECONDS = tuple(base * 10.0**exponent for exponent in range(-6, 2) for base in (1, 2, 5))
@@ -139,9 +141,12 @@ class Statistics(Collector):
             series = self._by_query[query] = self.of(query.function.reference, query.operator)
         return series
 
-    def executed(self, key: Query, points: int, computed: int, seconds: float) -> None:
+    def executed(self, key: Query | Opening | Linearization, points: int, computed: int, seconds: float) -> None:
         """A batch ran. See Observer."""
-        self.of_query(key).executed(points, computed, seconds)
+        if isinstance(key, Opening):  # what is kept for many products is no point of theirs
+            return
+        query = key if isinstance(key, Query) else key.query
+        self.of_query(query).executed(points, computed, seconds)
 
     def messages(self, function: str = "") -> list[catalog_pb2.OperatorStatistics]:
         """As the catalogue publishes them, by name; those of one function, `name@version`, if one is given."""

@@ -39,13 +39,14 @@ class Subject:
     def tangents(self, tensors: Tensors, stacked: bool, field: str = "tangents") -> Vectors:
         """The inputs that have a tangent, the tangents, and how many are stacked."""
         names = [spec.name for spec in self.function.signature.inputs]
-        return self._vectors(by_name(tensors, field, names, self._unknown_input), stacked, field, names, self.specs)
+        given = by_name(tensors, field, names, self._unknown_input)
+        return self._vectors(given, stacked, field, names, self.specs, kind="input")
 
-    def cotangents(self, tensors: Tensors, stacked: bool) -> Vectors:
+    def cotangents(self, tensors: Tensors, stacked: bool, field: str = "cotangents") -> Vectors:
         """The outputs that have a cotangent, the cotangents, and how many are stacked."""
         names, specs = zip(*self.outputs, strict=True)
-        given = by_name(tensors, "cotangents", names, self._unknown_output)
-        return self._vectors(given, stacked, "cotangents", names, specs)
+        given = by_name(tensors, field, names, self._unknown_output)
+        return self._vectors(given, stacked, field, names, specs, kind="output")
 
     def _vectors(
         self,
@@ -54,8 +55,9 @@ class Subject:
         field: str,
         names: Sequence[str],
         specs: Sequence[ArraySpec],
+        *,
+        kind: str,
     ) -> Vectors:
-        kind = "output" if field == "cotangents" else "input"
         if not given:
             raise InvalidVector(f"no {field} given; give one for each {kind} that counts", field=field)
         for index, array in given.items():
@@ -128,6 +130,19 @@ class Subject:
                 raise self._not_differentiable(f"output {name!r}", self.outputs[index][1], f"outputs[{position}]")
             indices.append(index)
         return tuple(indices)
+
+    def scalar(self, indices: Sequence[int]) -> tuple[int]:
+        """The one output among these, which must be a scalar. Raises NotScalar."""
+        if len(indices) > 1:
+            raise NotScalar(
+                f"the outputs {listed([self.outputs[i][0] for i in indices])} of {self.function.reference} have no one "
+                "Hessian; name one of them, a scalar",
+                field="outputs",
+                metadata={"function": self.function.reference},
+            )
+        if self.outputs[indices[0]][1].shape:
+            raise self._not_scalar(indices)
+        return (indices[0],)
 
     def select_scalar_output(self, name: str) -> tuple[int]:
         """The one scalar floating-point output, or the one named."""

@@ -33,6 +33,8 @@ TOGETHER = 512
 ACCEPTED = 64
 """So many calls of each method can be taken on between two looks at the queue."""
 
+TICK_SECONDS = 1.0
+
 log = structlog.get_logger("nablad")
 
 
@@ -70,6 +72,12 @@ class Call:
         self.deadline = time.monotonic() + remaining if remaining < DAY else float("inf")
         self._begun = False
         self.handler: Handler
+
+    @property
+    def peer(self) -> str:
+        """The connection that it came over: the caller's address."""
+        found: str | bytes = self._call.peer()
+        return found.decode() if isinstance(found, bytes) else found
 
     def begin(self, handler: Handler) -> None:
         """Says where the call's events go, and receives the first message."""
@@ -142,6 +150,7 @@ class Transport:
         methods: Mapping[str, Callable[[Call], Handler]],
         together: Callable[[], None],
         max_calls: int,
+        tick: Callable[[], None],
     ) -> None:
         """Prepares a server that has not been started.
 
@@ -150,6 +159,7 @@ class Transport:
             methods: for each full name, `/package.Service/Method`, what makes a handler for a call.
             together: called when what has arrived has been received: it is to be dealt with together.
             max_calls: so many calls may be open at once; more are refused.
+            tick: called in the thread about once a second.
 
         Raises:
             RuntimeError: this version of grpcio is not made as expected.
@@ -167,6 +177,7 @@ class Transport:
         self._methods = methods
         self._together = together
         self._max_calls = max_calls
+        self._tick = tick
         self._open: set[Call] = set()
         self._expected = 0  # calls asked for and not yet come
         self._awaited: dict[Call, float] = {}  # calls that have come, and whose first message is about to; since when
@@ -236,6 +247,12 @@ class Transport:
                     with contextlib.suppress(ValueError):  # the server has been stopped meanwhile
                         self._accept(name)
 
+    def _look(self) -> None:
+        try:
+            self._tick()
+        except Exception:  # a defect must not end the only thread that serves
+            log.exception("internal error", rpc="transport")
+
     def _waits(self) -> bool:
         """Whether what has arrived should wait for a message that is about to."""
         while self._awaited:
@@ -248,12 +265,16 @@ class Transport:
     def _run(self) -> None:
         poll = self._queue.poll
         gathered = 0
+        due = 0.0
         while not (self._stopping and not self._expected and not self._open):
+            if time.monotonic() >= due:
+                due = time.monotonic() + TICK_SECONDS
+                self._look()
             # Nothing that has arrived waits for what is not under way; and for that not long.
             if gathered and (gathered >= TOGETHER or not self._waits()):
                 self._deal()
                 gathered = 0
-            event = poll(time.time() + (WAIT_SECONDS if gathered else 1.0))
+            event = poll(time.time() + (WAIT_SECONDS if gathered else TICK_SECONDS))
             tag = event.tag
             if tag is None:
                 self._awaited.clear()

@@ -1,5 +1,6 @@
 """Compiling programs before the first caller needs them, by making the very calls that callers will make."""
 
+import functools
 import queue
 from typing import Any
 
@@ -10,12 +11,17 @@ from nablad.tensors import DTYPES, to_tensor
 from nablad.v1 import tensor_pb2
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.ticket import Outcome
+from nablad_server.derivatives.patterns import Patterns
 from nablad_server.functions.function import Function, Warm
 from nablad_server.serving.decode import Decoder
+from nablad_server.serving.sparsity import when_known
 from nablad_server.serving.work import KINDS, ticket_of
 
+PATTERN_SECONDS = 600.0
+"""A safety net: searches for patterns are given up long before."""
 
-def warm_up(function: Function, warm: Warm, decoder: Decoder, batcher: Batcher) -> None:
+
+def warm_up(function: Function, warm: Warm, decoder: Decoder, patterns: Patterns, batcher: Batcher) -> None:
     """Compiles the programs that a Warm names and waits for them.
 
     Raises:
@@ -36,7 +42,8 @@ def warm_up(function: Function, warm: Warm, decoder: Decoder, batcher: Batcher) 
         kind = KINDS[name]
         request = _request(kind.request(function=function.reference), function, warm, dtypes[warm.dtype], points)
         done: queue.SimpleQueue[Outcome | NabladError] = queue.SimpleQueue()
-        batcher.take([ticket_of(kind.decode(decoder, request), done.put)])
+        decoded = when_known(functools.partial(kind.decode, decoder, request), patterns, PATTERN_SECONDS)
+        batcher.take([ticket_of(decoded, done.put)])
         outcome = done.get()
         if isinstance(outcome, NabladError):
             raise outcome

@@ -1,66 +1,14 @@
 """Protobuf's wire format read by hand, where messages are too many or too large to be parsed by the library.
 
-Only the framing is done here: which bytes of a message are which field. https://protobuf.dev/programming-guides/encoding
+Only the framing is done here: which bytes of a message are which field.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from nablad.framing import FIXED32, FIXED64, LENGTH, VARINT
-
-
-class Field(NamedTuple):
-    """One field of a message: its number, its wire type, and where its value lies; of a varint, the value too."""
-
-    number: int
-    wire_type: int
-    start: int
-    stop: int
-    value: int
-
-
-def fields(data: bytes, start: int, stop: int) -> Iterator[Field]:
-    """The fields of the message in data[start:stop], in order.
-
-    Raises:
-        ValueError: it is not well-formed.
-    """
-    position = start
-    while position < stop:
-        key, position = _varint(data, position, stop)
-        number, wire_type = key >> 3, key & 7
-        value = 0
-        if wire_type == LENGTH:
-            length, first = _varint(data, position, stop)
-            position = first + length
-        elif wire_type == VARINT:
-            first = position
-            value, position = _varint(data, position, stop)
-        elif wire_type in (FIXED64, FIXED32):
-            first = position
-            position = first + (8 if wire_type == FIXED64 else 4)
-        else:
-            raise ValueError(f"field {number} has the wire type {wire_type}")
-        if position > stop or number == 0:
-            raise ValueError(f"field {number} runs over the end of its message")
-        yield Field(number, wire_type, first, position, value)
-
-
-def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
-    """The number that begins at `position`, and the position after it."""
-    value = shift = 0
-    while position < stop:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, position
-        shift += 7
-        if shift >= 70:
-            break
-    raise ValueError("a number does not end")
+from nablad.framing import LENGTH, fields
 
 
 class Template:

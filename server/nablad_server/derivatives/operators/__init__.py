@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from nablad.v1 import function_pb2
-from nablad_server.derivatives.operators import curvature, first, orders, second
+from nablad_server.derivatives.operators import curvature, first, orders, rows, second, sparse
 from nablad_server.derivatives.operators.leaves import (
     FlatFunction,
     Groups,
@@ -59,10 +59,22 @@ OPERATORS: dict[int, Operator] = {
     function_pb2.OPERATOR_LAPLACIAN: Operator(curvature.laplacian, curvature.laplacian_results),
 }
 
+ROW_BLOCK = Operator(rows.row_block, rows.row_block_results)
+"""A block of rows of a Jacobian or a Hessian."""
+
+SPARSE_MATRIX = Operator(sparse.sparse_matrix, sparse.sparse_results)
+"""A Jacobian or a Hessian without the elements that are always zero."""
+
+
+def _operator(query: Query) -> Operator:
+    if query.sparse:
+        return SPARSE_MATRIX
+    return ROW_BLOCK if query.block_rows else OPERATORS[query.operator]
+
 
 def point_function(query: Query) -> PointFunction:
     """The function of one point that a query asks for, ready to be traced."""
-    compute = OPERATORS[query.operator].build(query.function.flat, query)
+    compute = _operator(query).build(query.function.flat, query)
 
     def converted(point: Leaves, vectors: Leaves) -> Groups:
         groups = compute(point, vectors)
@@ -80,7 +92,7 @@ def result_specs(query: Query) -> tuple[Specs, ...]:
     Values have their output's dtype, derivatives with respect to one input that input's, and blocks the wider of their
     row's and column's; what JAX promotes differently from mode to mode is converted.
     """
-    return OPERATORS[query.operator].results(query)
+    return _operator(query).results(query)
 
 
 def result_bytes(query: Query) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nablad_server.derivatives.operators.compression import PRODUCTS_TOGETHER, Product, diagonal
 from nablad_server.derivatives.operators.leaves import (
     FORWARD,
     REVERSE,
@@ -20,12 +21,8 @@ from nablad_server.derivatives.operators.leaves import (
     value_and_gradient_of,
     value_specs,
 )
+from nablad_server.derivatives.pattern import Pattern
 from nablad_server.derivatives.query import Query
-
-PRODUCTS_TOGETHER = 16
-"""So many products with the Hessian are computed at once: more rows in memory gain little."""
-
-_Product = Callable[[Leaves], Leaves]
 
 
 def hessian_diagonal(f: FlatFunction, query: Query) -> PointFunction:
@@ -33,11 +30,11 @@ def hessian_diagonal(f: FlatFunction, query: Query) -> PointFunction:
 
     def at(point: Leaves, extras: Leaves) -> Groups:
         chosen = pick(point, query.wrt)
-        value, gradient, product = _at(f, query, point)
+        value, gradient, product = hessian_at(f, query, point)
         if query.samples:
             sample = lambda vector: jax.tree.map(jnp.multiply, vector, product(vector))
             return (value,), gradient, *_estimated(sample, chosen, extras[0], query.samples)
-        return (value,), gradient, _exact_diagonal(product, chosen)
+        return (value,), gradient, _exact_diagonal(product, chosen, query.pattern)
 
     return at
 
@@ -47,11 +44,11 @@ def laplacian(f: FlatFunction, query: Query) -> PointFunction:
 
     def at(point: Leaves, extras: Leaves) -> Groups:
         chosen = pick(point, query.wrt)
-        value, gradient, product = _at(f, query, point)
+        value, gradient, product = hessian_at(f, query, point)
         if query.samples:
             sample = lambda vector: (_dot(vector, product(vector)),)
             return (value,), gradient, *_estimated(sample, chosen, extras[0], query.samples)
-        return (value,), gradient, (sum(jnp.sum(part) for part in _exact_diagonal(product, chosen)),)
+        return (value,), gradient, (sum(jnp.sum(part) for part in _exact_diagonal(product, chosen, query.pattern)),)
 
     return at
 
@@ -62,7 +59,7 @@ def laplacian_results(query: Query) -> tuple[Specs, ...]:
     return value, input_specs(query, query.wrt), value, *((value,) if query.samples else ())
 
 
-def _at(f: FlatFunction, query: Query, point: Leaves) -> tuple[Any, Leaves, _Product]:
+def hessian_at(f: FlatFunction, query: Query, point: Leaves) -> tuple[Any, Leaves, Product]:
     """The value, the gradient, and what multiplies the Hessian with a vector, the point's share done once."""
     chosen = pick(point, query.wrt)
     value_and_gradient = value_and_gradient_of(scalar_alone(f, query, point, query.wrt), query.mode == FORWARD)
@@ -78,8 +75,10 @@ def _at(f: FlatFunction, query: Query, point: Leaves) -> tuple[Any, Leaves, _Pro
     return value, gradient, push
 
 
-def _exact_diagonal(product: _Product, like: Leaves) -> Leaves:
-    """One product for each element, a few rows of the Hessian at a time."""
+def _exact_diagonal(product: Product, like: Leaves, pattern: Pattern | None) -> Leaves:
+    """One product for each color of the pattern; without one for each element, a few rows of the Hessian at a time."""
+    if pattern is not None:
+        return diagonal(product, like, pattern)
 
     def of(which: int) -> Any:
         leaf = like[which]
