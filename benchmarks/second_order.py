@@ -26,6 +26,9 @@ COST_ELEMENTS = 100_000
 COST_POINTS = 20_000
 COST_REPEATS = 5
 
+WARM_SECONDS = 2.0
+"""Products are asked for so long before they are counted."""
+
 
 def _point(n: int) -> Array:
     return np.random.default_rng(n).uniform(-0.5, 0.5, n)
@@ -107,8 +110,9 @@ def products(address: str, n: int, seconds: float, in_flight: int, linearized: b
 def _rate(
     submit: Callable[[Array], Any], tangents: Array, seconds: float, x: Array, product: Callable[[Any], Array]
 ) -> float:
-    for count in (1, len(tangents), len(tangents)):  # what is new is compiled for batches, too
-        for future in [submit(tangent) for tangent in tangents[:count]]:
+    started = time.perf_counter()
+    while time.perf_counter() < started + WARM_SECONDS:  # what is new is compiled meanwhile, for batches too
+        for future in list(map(submit, tangents)):
             future.result()
     waiting: deque[tuple[int, Any]] = deque()
     done, last = 0, {}

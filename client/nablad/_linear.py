@@ -18,6 +18,7 @@ from nablad.tensors import Array, to_array, to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import error_pb2, function_pb2, tensor_pb2
 
+OPEN = "the linearization is open already"
 NOT_OPEN = "the linearization is not open; use it within its `with` block, or after `open`"
 
 MAX_PLANS = 64

@@ -9,7 +9,7 @@ import grpc
 
 from nablad import results
 from nablad._aio_stream import Stream
-from nablad._linear import NOT_OPEN, Opening, Point, ProductCall, Question
+from nablad._linear import NOT_OPEN, OPEN, Opening, Point, ProductCall, Question
 from nablad._plans import Plans
 from nablad.errors import InvalidArgument, NotFound
 
@@ -58,6 +58,8 @@ class Linearization:
 
     async def open(self) -> Self:
         """Sends the point and waits for the value, as entering the `with` block does."""
+        if self._stream is not None:
+            raise RuntimeError(OPEN)
         question = self._question
         info = self._plans.info(question.function) or await self._describe(question.function)
         point = self._point = question.point(info)
@@ -96,6 +98,7 @@ class Linearization:
         future = stream.future()
         try:
             body, read = point.product(operator, vector, stacked)
+            stream.check()
         except Exception as error:  # as of an Executor: what a call leads to is the future's to raise
             future.set_exception(error)
             return future

@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from nablad import results
-from nablad._linear import NOT_OPEN, Opening, Point, ProductCall, Question
+from nablad._linear import NOT_OPEN, OPEN, Opening, Point, ProductCall, Question
 from nablad._plans import Plans
 from nablad._stream import Stream
 from nablad.errors import InvalidArgument, NotFound
@@ -60,6 +60,8 @@ class Linearization:
 
     def open(self) -> Self:
         """Sends the point and waits for the value, as entering the `with` block does."""
+        if self._stream is not None:
+            raise RuntimeError(OPEN)
         question = self._question
         info = self._plans.info(question.function) or self._describe(question.function)
         point = self._point = question.point(info)
@@ -98,6 +100,7 @@ class Linearization:
         future = stream.future()
         try:
             body, read = point.product(operator, vector, stacked)
+            stream.check()
         except Exception as error:  # as of an Executor: what a call leads to is the future's to raise
             future.set_exception(error)
             return future
@@ -108,7 +111,8 @@ class Linearization:
         """The Hessian (`"hessian"`) or the Jacobian (`"jacobian"`) as a `scipy.sparse.linalg.LinearOperator`.
 
         It acts on flat vectors: the elements of the inputs `wrt`, and of the outputs, one after the other, each in
-        row-major order. A product with a matrix is one stacked product. It works while the linearization is open.
+        row-major order; those of a structure in the order in which the function's description lists them. A product
+        with a matrix is one stacked product. It works while the linearization is open.
 
         Raises:
             ImportError: SciPy is not installed.

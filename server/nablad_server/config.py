@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         default_factory=lambda: _memory_bytes() // 8,
         ge=0,
         description="Memory for what Linearize keeps between products. A point that does not fit is computed anew for "
-        "each of its products. A quarter of memory_bytes by default; 0 to keep nothing.",
+        "each of its products. By default an eighth of what the machine or container has; 0 to keep nothing.",
     )
     metrics_address: str = Field(
         default="none",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
+from end_to_end.linearized_functions import pendulums
 from nablad.errors import Cancelled, NotDifferentiable
 from nablad.tensors import Array
 from nablad.v1 import function_pb2
@@ -19,6 +20,7 @@ from nablad_server.derivatives.linear_runner import Budget, Linearization, Linea
 from nablad_server.derivatives.program import HOISTED_BYTES, compile_program
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import DerivativeRunner, Points, Prepared
+from pendulums import energy_gradient, energy_products
 from queries import MEMORY, answer, query_of, spec, specs
 
 JVP, VJP, HVP = function_pb2.OPERATOR_JVP, function_pb2.OPERATOR_VJP, function_pb2.OPERATOR_HVP
@@ -31,18 +33,6 @@ assert LARGE.nbytes > HOISTED_BYTES
 def quartic(x: Any) -> Any:
     """Its Hessian at x is diag(12 x²)."""
     return jnp.sum(x**4)
-
-
-def pendulums(x: Any) -> Any:
-    """Two hundred steps of a scan."""
-
-    def step(state: Any, _: None) -> tuple[Any, None]:
-        q, p = state
-        p = p - 0.05 * jnp.sin(q) + 0.02 * (jnp.roll(q, 1) - q)
-        return (q + 0.05 * p, p), None
-
-    (q, p), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), None, length=200)
-    return jnp.sum(jnp.cos(q)) + jnp.sum(p**2)
 
 
 def masked(x: Any) -> Any:
@@ -194,6 +184,17 @@ def test_closed_forms() -> None:
         assert linear.residual_bytes == sum(residual.nbytes for residual in residuals)
 
 
+def test_a_scan_by_hand() -> None:
+    v = random.normal(size=(2, 6))
+    gradient = energy_gradient(X)
+    for operator, vectors, expected in (
+        (HVP, v, energy_products(X, v)), (JVP, v, v @ gradient), (VJP, v[:, 0], np.outer(v[:, 0], gradient)),
+    ):  # fmt: skip
+        linear = Linear(query_for(CASES["scan"], operator))
+        (found,) = products(linear, opened(linear, [X]), [vectors], 2)
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+
+
 def test_only_what_depends_on_the_point_is_kept() -> None:
     linear = Linear(query_for(CASES["large constant"], JVP))
     linear.traced({})
@@ -272,8 +273,7 @@ def test_products_ride_together_and_a_released_point_is_refused() -> None:
     assert isinstance(prepared, Prepared)
     one, two = prepared([Points(1, (v[:1].tobytes(),)), Points(2, (v[1:].tobytes(),))])
     found = np.concatenate([one.groups[0][0][0], two.groups[0][0][0]])
-    expected = jax.vmap(lambda u: jax.jvp(jax.grad(pendulums), (X,), (u,))[1])(v)
-    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(found, energy_products(X, v), rtol=1e-11, atol=1e-12)
     at.release()
     with pytest.raises(Cancelled, match="has ended"):
         runner.prepare(at, 1, lambda *_: None)

@@ -1,5 +1,6 @@
 """The transport by itself: a real server on the loopback interface, real clients, and handlers of the tests' own."""
 
+import _thread
 import queue
 import socket
 import time
@@ -94,6 +95,8 @@ class Served:
     """
 
     def __init__(self, max_calls: int = 1000) -> None:
+        self.ticks: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.defect = False
         self.events: Events = queue.SimpleQueue()
         self.handlers: list[Recorder] = []
         self._unary: type[Recorder] = Answering
@@ -104,7 +107,7 @@ class Served:
             "/test/Unary": lambda call: self._made(self._unary(call, self.events)),
             "/test/Stream": lambda call: self._made(Echo(call, self.events)),
         }
-        self.transport = Transport(self.server, methods, self._together, max_calls, lambda: None)
+        self.transport = Transport(self.server, methods, self._together, max_calls, self._tick)
         self.server.start()
         self.transport.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -119,6 +122,11 @@ class Served:
     def gather(self) -> None:
         """From now on unary calls are answered, with their own bytes, once what has come is dealt with together."""
         self._unary = Gathered
+
+    def _tick(self) -> None:
+        self.ticks.put(_thread.get_ident())
+        if self.defect:
+            raise ZeroDivisionError("in a tick")
 
     def _together(self) -> None:
         for handler in self.handlers:
@@ -349,6 +357,14 @@ def test_too_many_calls_are_refused_and_later_ones_are_not() -> None:
     for call in waiting:
         call.cancel()
     assert served.close()
+
+
+def test_it_ticks_in_its_thread_whether_calls_come_or_not(served: Served) -> None:
+    served.defect = True  # an error does not end the ticking
+    threads = {served.ticks.get(timeout=SAFETY) for _ in range(2)}
+    while served.ticks.empty():
+        assert served.unary(b"x") == b"x"
+    assert threads | {served.ticks.get()} == {served.transport._thread.ident}
 
 
 def test_stopping_ends_the_thread_when_no_call_is_open(served: Served) -> None:

@@ -213,6 +213,7 @@ class Batcher:
                 self._run(prepared, batch)
                 with self._condition:
                     self._turns.charge(lane.key, self._clock() - started - prepared.seconds)
+            del prepared, batch, expired  # what they hold is let go of before the wait
 
     def _next_lane(self, takes_heavy: bool) -> Lane | None:
         key = self._turns.next(

@@ -117,8 +117,10 @@ class Products:
         except MalformedRequest:
             raise
         except NabladError as error:
-            error.field = f"point.{error.field}" if error.field else "point"
-            raise
+            field = f"point.{error.field}" if error.field else "point"
+            raise type(error)(
+                error.message, field=field, metadata=error.metadata, retry_after=error.retry_after
+            ) from error
         place = self._place(decoder, subject, wrt, outputs)
         if not any(array.converted or array.spec.dtype.kind == "b" for array in subject.inputs):
             paths = [array.field for array in subject.inputs]

@@ -171,6 +171,7 @@ class Linearize(Stream):
         """The stream is over: what was not begun need not be, and nothing is kept."""
         super().closed()
         self._let_go()
+        self._kept.clear()
         self._opened = None
 
     def dismiss(self, error: NabladError) -> None:

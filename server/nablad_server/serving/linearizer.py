@@ -14,9 +14,9 @@ from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Bytes, Points
 
 KEPT_SECONDS = 200e-6
-"""Products that take longer than this by themselves are computed from a linearisation that is kept: a program that runs
-for so long spends most of it on the function, whereas shorter ones are all overhead, and gain more from riding with
-those of other points."""
+"""Products that take longer than this by themselves are computed from a linearisation that is kept. Those of a scan of
+180 µs then took 75 µs, 16 together 326 µs in place of 2.1 ms, and opening cost as much as one of them; those of 60 µs
+took 57 µs. They gain more from riding with those of other points."""
 
 
 class Linearizer:
