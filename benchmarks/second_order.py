@@ -102,9 +102,7 @@ def products(address: str, n: int, seconds: float, in_flight: int, linearized: b
             with client.linearize("relaxation", x) as linear:
                 return _rate(partial(linear.submit, "hvp"), tangents, seconds, x, lambda result: result)
         with client.pipeline() as pipeline:
-            return _rate(
-                lambda v: pipeline.hvp("relaxation", x, v), tangents, seconds, x, lambda result: result.hvp
-            )
+            return _rate(lambda v: pipeline.hvp("relaxation", x, v), tangents, seconds, x, lambda result: result.hvp)
 
 
 def _rate(
@@ -167,12 +165,14 @@ def _gradient_cost(client: nablad.Client, info: nablad.FunctionInfo) -> float:
     shapes = {spec.name: tuple(d if isinstance(d, int) else size for d in spec.shape or ()) for spec in info.inputs}
     points = min(COST_POINTS, max(1, COST_ELEMENTS // sum(map(math.prod, shapes.values()))))
     random = np.random.default_rng(0)
-    arguments = nablad.trees.nest({
-        spec.name: random.uniform(0.25, 0.75, (points, *shapes[spec.name]))
-        if spec.differentiable
-        else np.zeros((points, *shapes[spec.name]), spec.dtypes[0] if spec.dtypes else np.int64)
-        for spec in info.inputs
-    })
+    arguments = nablad.trees.nest(
+        {
+            spec.name: random.uniform(0.25, 0.75, (points, *shapes[spec.name]))
+            if spec.differentiable
+            else np.zeros((points, *shapes[spec.name]), spec.dtypes[0] if spec.dtypes else np.int64)
+            for spec in info.inputs
+        }
+    )
     output = next(spec.name for spec in info.outputs if spec.differentiable and spec.shape == ())
     alone, both = math.inf, math.inf
     for _ in range(COST_REPEATS):

@@ -126,9 +126,7 @@ class Point(Dialect):
             self._plans[operator, stacked, kind] = plan  # type: ignore[index]  # without a kind there is no plan
         return plan.frame(None).around((item,) for item in plan.data((vector,))), plan.read
 
-    def _prepared(
-        self, operator: str, vectors: Sequence[tensor_pb2.NamedTensor], stacked: bool
-    ) -> Prepared[Any]:
+    def _prepared(self, operator: str, vectors: Sequence[tensor_pb2.NamedTensor], stacked: bool) -> Prepared[Any]:
         request = pb.Product(operator=_NUMBERS[operator], vectors=vectors, stacked=stacked)
         if operator == "jvp":
             return Prepared(request, lambda answer: arrange_outputs(arrays(answer.products)))
@@ -149,9 +147,7 @@ class Point(Dialect):
         rows = [_Leaf(named.name, to_array(named.tensor)) for named in self.opened.values]
         return Flat(self, rows, columns, "jvp", "vjp")
 
-    def flat_product(
-        self, operator: str, vectors: Sequence[tensor_pb2.NamedTensor], stacked: bool
-    ) -> Sequence[bytes]:
+    def flat_product(self, operator: str, vectors: Sequence[tensor_pb2.NamedTensor], stacked: bool) -> Sequence[bytes]:
         """A Product without its id, in pieces."""
         return [self._prepared(operator, vectors, stacked).request.SerializeToString()]
 

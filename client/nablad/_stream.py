@@ -68,9 +68,7 @@ class PipelineFuture(Future[Any]):
 class Stream:
     """Carries the operations of one pipeline. Safe for threads."""
 
-    def __init__(
-        self, channel: grpc.Channel, retries: bool, forget: Callable[[str], None], dialect: Dialect
-    ) -> None:
+    def __init__(self, channel: grpc.Channel, retries: bool, forget: Callable[[str], None], dialect: Dialect) -> None:
         """`forget` is told the functions that the server understands differently than the client does."""
         open_stream: Any = channel.stream_stream(dialect.method)  # without serializers: bytes both ways
         self._open: Callable[[Iterator[bytes]], Any] = open_stream

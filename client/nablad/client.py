@@ -499,9 +499,7 @@ class Function:
         """The value alone."""
         return self._client.evaluate(self.name, *args, batched=batched, timeout=timeout, **named).value
 
-    def explain(
-        self, operator: str, *args: Any, timeout: float | None = None, **options: Any
-    ) -> results.Explanation:
+    def explain(self, operator: str, *args: Any, timeout: float | None = None, **options: Any) -> results.Explanation:
         """How the server would answer a call, and what that costs, as `Client.explain` gives it."""
         return self._client.explain(operator, self.name, *args, timeout=timeout, **options)
 

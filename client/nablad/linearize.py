@@ -92,9 +92,7 @@ class Linearization:
         """Hessian times tangent: [k?] + input shape; given as by `Client.hvp`, and arranged by the point's `wrt`."""
         return self.submit("hvp", tangent, stacked=stacked, timeout=timeout).result()
 
-    def submit(
-        self, operator: str, vector: Any, *, stacked: bool = False, timeout: float | None = None
-    ) -> Future[Any]:
+    def submit(self, operator: str, vector: Any, *, stacked: bool = False, timeout: float | None = None) -> Future[Any]:
         """A future of a product, so that many can be under way: `operator` is "jvp", "vjp" or "hvp"."""
         point, stream = self._open()
         future = stream.future()

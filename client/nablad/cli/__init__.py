@@ -131,19 +131,22 @@ _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     "evaluate": ("The value of FUNCTION.", ("outputs",)),
     "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode")),
     "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "sparse", "mode")),
-    "hessian": ("The Hessian of a scalar FUNCTION.", (
-        "wrt", "columns", "diagonal", "sparse", "samples", "seed", "output", "mode",
-    )),
+    "hessian": (
+        "The Hessian of a scalar FUNCTION.",
+        ("wrt", "columns", "diagonal", "sparse", "samples", "seed", "output", "mode"),
+    ),
     "hvp": ("Hessian of a scalar FUNCTION times a tangent.", ("tangent", "stacked", "wrt", "output", "mode")),
     "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs")),
     "vjp": ("Cotangent times the Jacobian of FUNCTION.", ("cotangent", "stacked", "wrt")),
     "directional_derivative": ("Rate of change of a scalar FUNCTION along a direction.", ("direction", "output")),
-    "derivative": ("Derivatives of orders 1 to n of FUNCTION in one real variable, or along a line.", (
-        "order", "direction", "one_wrt", "outputs",
-    )),
-    "laplacian": ("The Laplacian of a scalar FUNCTION, exact or estimated.", (
-        "samples", "seed", "wrt", "output", "mode",
-    )),
+    "derivative": (
+        "Derivatives of orders 1 to n of FUNCTION in one real variable, or along a line.",
+        ("order", "direction", "one_wrt", "outputs"),
+    ),
+    "laplacian": (
+        "The Laplacian of a scalar FUNCTION, exact or estimated.",
+        ("samples", "seed", "wrt", "output", "mode"),
+    ),
 }
 _VECTORS = ("tangent", "cotangent", "direction")
 _WORDS = ("wrt", "columns", "output", "outputs", "mode")
@@ -199,11 +202,21 @@ def _keyword(name: str, value: Any) -> Any:
 
 @main.command()
 @click.argument("function")
-@click.option("--operator", type=click.Choice(sorted(_OPERATORS)), default="gradient", show_default=True,
-              help="What would be asked.")
+@click.option(
+    "--operator",
+    type=click.Choice(sorted(_OPERATORS)),
+    default="gradient",
+    show_default=True,
+    help="What would be asked.",
+)
 @click.option("--input", "-i", "inputs", multiple=True, help=_INPUT_HELP)
-@click.option("--option", "-o", "options", multiple=True, help="NAME=VALUE for an option of the operator, such as "
-              "wrt=x, diagonal=true or tangent=1,0.")
+@click.option(
+    "--option",
+    "-o",
+    "options",
+    multiple=True,
+    help="NAME=VALUE for an option of the operator, such as wrt=x, diagonal=true or tangent=1,0.",
+)
 @click.option("--batched", is_flag=True, help="The first axis of every input runs over points.")
 @_connects
 def explain(  # noqa: PLR0917 - click passes everything by keyword

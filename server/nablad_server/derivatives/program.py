@@ -247,6 +247,5 @@ def _with_points(spec: ArraySpec, bucket: int, shared: bool) -> jax.ShapeDtypeSt
 def calls_back(jaxpr: Any) -> bool:
     """Whether Python code is called while the program runs."""
     return any(
-        "callback" in equation.primitive.name or any(map(calls_back, inner_jaxprs(equation)))
-        for equation in jaxpr.eqns
+        "callback" in equation.primitive.name or any(map(calls_back, inner_jaxprs(equation))) for equation in jaxpr.eqns
     )

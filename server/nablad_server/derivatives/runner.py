@@ -120,9 +120,7 @@ class DerivativeRunner:
         self._ready: dict[tuple[Query | Product, int], Prepared] = {}
         self._version = -1
 
-    def prepare(
-        self, query: Query | Product, points: int, done: Done, fixed: Sequence[Any] = ()
-    ) -> Prepared | None:
+    def prepare(self, query: Query | Product, points: int, done: Done, fixed: Sequence[Any] = ()) -> Prepared | None:
         """What runs `points` points of a query; None if that is being compiled: then `done` will be called.
 
         `fixed` are arrays that all points share and that are on the device: those that a product begins with.

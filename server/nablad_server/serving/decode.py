@@ -203,9 +203,7 @@ class Decoder:
         subject = self.subject(request.function, request.inputs)
         outputs, vectors, stack = subject.cotangents(request.cotangents, request.stacked)
         wrt = subject.select_inputs(request.wrt)
-        return self.decoded(
-            subject, vectors, function_pb2.OPERATOR_VJP, outputs, wrt=wrt, vectors=outputs, stack=stack
-        )
+        return self.decoded(subject, vectors, function_pb2.OPERATOR_VJP, outputs, wrt=wrt, vectors=outputs, stack=stack)
 
     def directional_derivative(self, request: pb.DirectionalDerivativeRequest) -> Decoded:
         """Reads a DirectionalDerivativeRequest; raises as `evaluate` does."""

@@ -111,9 +111,7 @@ class Linearizations(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """As a scrape reads them."""
-        yield GaugeMetricFamily(
-            "nablad_linearizations", "Linearize streams that are open.", value=len(self._streams)
-        )
+        yield GaugeMetricFamily("nablad_linearizations", "Linearize streams that are open.", value=len(self._streams))
         yield GaugeMetricFamily(
             "nablad_linearization_bytes", "Memory that their points keep.", value=self.linearizer.budget.used
         )

@@ -93,9 +93,7 @@ def _exact_diagonal(product: Product, like: Leaves, pattern: Pattern | None) -> 
     return tuple(leaf if leaf.size == 0 else of(which) for which, leaf in enumerate(like))
 
 
-def _estimated(
-    sample: Callable[[Leaves], Leaves], like: Leaves, seed: Any, samples: int
-) -> tuple[Leaves, Leaves]:
+def _estimated(sample: Callable[[Leaves], Leaves], like: Leaves, seed: Any, samples: int) -> tuple[Leaves, Leaves]:
     """The mean of `sample` over random vectors of ±1, and its standard error (Hutchinson 1990; Bekas et al. 2007).
 
     Mean and variance are updated from sample to sample (Welford 1962), so that memory does not grow with their number.
