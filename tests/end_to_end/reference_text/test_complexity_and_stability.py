@@ -22,7 +22,7 @@ MODES: tuple[Mode, ...] = ("auto", "forward", "reverse")
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (5, 7)])
 def test_complexity_table_numbers_in_a_gradient_a_hessian_and_a_jacobian(client: nablad.Client, n: int, m: int) -> None:
-    """What each row of the table is the price of; the operation counts themselves are not served."""
+    """What each row of the table is the price of; the operations themselves are counted in numerics/test_theory.py."""
     x = np.linspace(1, 2, n)
     assert client.derivative("cubic", x[0]).derivatives.shape == (1,)
     assert client.gradient("sum_of_squares", x).gradient.shape == (n,)
