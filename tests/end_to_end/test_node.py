@@ -61,6 +61,15 @@ def test_a_gradient_has_the_right_numbers(printed: Any) -> None:
     assert printed["gradient"]["function"] == "rosenbrock@1"
 
 
+def test_a_hessian_comes_in_rows_as_a_sparse_matrix_and_as_a_product(printed: Any) -> None:
+    # ∂²/∂xᵢ²: 1200 xᵢ² − 400 xᵢ₊₁ + 2, and 200 for what stands on the right; beside it −400 xᵢ.
+    rows = [[402, -400, 0], [-400, 3802, -800], [0, -800, 200]]
+    assert printed["rows"] == [pytest.approx(row, rel=1e-14, abs=1e-12) for row in rows]
+    assert printed["sparse"]["nonzeros"] == 7
+    assert printed["sparse"]["values"] == pytest.approx([402, -400, -400, 3802, -800, -800, 200], rel=1e-14)
+    assert printed["linearized"] == {"id": 7, "product": pytest.approx([402, -400, 0], rel=1e-14, abs=1e-12)}
+
+
 def test_a_refusal_says_why(printed: Any) -> None:
     assert printed["refusal"]["code"] == "NOT_FOUND"
     assert printed["refusal"]["reason"] == "FUNCTION_NOT_FOUND"

@@ -3,7 +3,8 @@
 //
 //   npm ci && node client.js 127.0.0.1:50051
 //
-// It prints, as JSON, what functions there are, one of them in detail, a gradient, and the reason of a refused call.
+// It prints, as JSON, what functions there are, one of them in detail, a gradient, a Hessian in three forms, and the reason
+// of a refused call.
 
 const path = require('node:path')
 const { promisify } = require('node:util')
@@ -65,6 +66,35 @@ function errorInfo (error) {
   return google.ErrorInfo.deserialize(info.value)
 }
 
+/** A Hessian in blocks of rows, as they come. */
+async function streamedRows (service, request) {
+  const rows = []
+  let columns
+  for await (const { header, block } of service.StreamHessian(request)) {
+    if (header) columns = header.column_count
+    if (!block) continue
+    const all = numbers(block)
+    while (all.length) rows.push(all.splice(0, columns))
+  }
+  return rows
+}
+
+/** The product of the Hessian at a point with one vector, over a stream that could carry many. */
+function linearizedProduct (service, point, tangent) {
+  return new Promise((resolve, reject) => {
+    const stream = service.Linearize()
+    stream.on('error', reject)
+    stream.on('data', ({ opened, answers }) => {
+      if (opened) stream.write({ products: [{ id: 7, operator: 'OPERATOR_HVP', vectors: [tangent] }] })
+      for (const { id, products } of answers) {
+        stream.end()
+        resolve({ id, product: numbers(products[0]) })
+      }
+    })
+    stream.write({ point })
+  })
+}
+
 async function main (address) {
   const catalog = connect(nablad.v1.CatalogService, address)
   const differentiation = connect(nablad.v1.DifferentiationService, address)
@@ -79,6 +109,12 @@ async function main (address) {
     () => { throw new Error('a function that does not exist was differentiated') },
     (error) => ({ code: grpc.status[error.code], ...errorInfo(error) })
   )
+  const asked = { function: 'rosenbrock', inputs: [vector('x', [1, 2, 3])] }
+  const { sparse } = await differentiation.Hessian({ ...asked, structure: 'HESSIAN_STRUCTURE_SPARSE' })
+  const streams = new nablad.v1.DifferentiationService(address, grpc.credentials.createInsecure())
+  const rows = await streamedRows(streams, asked)
+  const linearized = await linearizedProduct(streams, asked, vector('x', [1, 0, 0]))
+  streams.close()
   catalog.close()
   differentiation.close()
 
@@ -86,6 +122,9 @@ async function main (address) {
     functions: functions.map(({ name }) => name),
     rosenbrock: { inputs: rosenbrock.signature.inputs, operators: rosenbrock.operators },
     gradient: { function: execution.function, value: numbers(values[0]), gradient: numbers(gradients[0]) },
+    rows,
+    sparse: { values: numbers({ tensor: sparse.values }), nonzeros: sparse.pattern.row_indices.shape[0] },
+    linearized,
     refusal
   }, null, 2))
 }
