@@ -33,6 +33,7 @@ class PuppetPrepared:
     first: int
     seconds: float
     calls_back: bool
+    aside: Hashable
     execute: Callable[[Sequence[Any]], Sequence[Any]]
 
     def __call__(self, payloads: Sequence[Any], /) -> Sequence[Any]:
@@ -49,6 +50,7 @@ class PuppetRunner:
         refusing: keys whose preparation raises, and what it raises.
         estimates: how long an execution of a key is said to take; MEDIUM if it is not here.
         calling_back: keys said to call back.
+        aside: what executions of a key are said to wait for.
         first: for each number of points of a key, how many the first of several executions is said to hold at most.
         padding: how many points more than asked for an execution of a key is said to compute.
         seconds: how far an execution of a key moves the clock.
@@ -62,6 +64,7 @@ class PuppetRunner:
         self.refusing: dict[Hashable, Exception] = {}
         self.estimates: dict[Hashable, float] = {}
         self.calling_back: set[Hashable] = set()
+        self.aside: dict[Hashable, Hashable] = {}
         self.first: dict[Hashable, dict[int, int]] = {}
         self.padding: dict[Hashable, int] = {}
         self.seconds: dict[Hashable, float] = {}
@@ -86,6 +89,7 @@ class PuppetRunner:
             computed=points + self.padding.get(key, 0),
             seconds=self.estimates.get(key, MEDIUM),
             calls_back=key in self.calling_back,
+            aside=self.aside.get(key),
             execute=lambda payloads: self._execute(key, payloads),
         )
 

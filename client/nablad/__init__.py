@@ -12,6 +12,7 @@
 
 from nablad import aio, errors
 from nablad._calls import Mode
+from nablad._differences import Differences
 from nablad.client import Client, Function
 from nablad.errors import NabladError
 from nablad.linearize import Linearization
@@ -42,6 +43,7 @@ __all__ = [
     "Client",
     "Cost",
     "Derivative",
+    "Differences",
     "DirectionalDerivative",
     "Evaluation",
     "Execution",

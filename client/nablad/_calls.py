@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from nablad import results, trees
 from nablad._arguments import Arguments, Batched, argument_of, arrange_outputs, arrays, output_tensors
+from nablad._differences import Differencing, finite_difference
 from nablad.errors import InvalidArgument, InvalidOption
 from nablad.sparse import Patterns, SparseMatrix, Sparsity, native, sparsity
 from nablad.tensors import DTYPES, to_array
@@ -99,29 +100,33 @@ def _evaluate(
 def _gradient(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, output: str | None, mode: Mode, batched: Batched,
+    differences: Differencing = None,
 ) -> Prepared[results.Gradient]:  # fmt: skip
     """First derivatives of a scalar output."""
     arguments = Arguments.bind(info, positional, named)
     chosen = arguments.choose(wrt)
     request = pb.GradientRequest(
         function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
-        mode=mode_number(mode),
+        mode=mode_number(mode), finite_difference=finite_difference(differences),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Gradient(
-        *common(response, response.values, response.gradients), chosen.arrange(arrays(response.gradients))
+        *common(response, response.values, response.gradients, response.errors),
+        chosen.arrange(arrays(response.gradients)),
+        None if differences is None else chosen.arrange(arrays(response.errors)),
     ))  # fmt: skip
 
 
 def _jacobian(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
-    *, wrt: Names, outputs: Names, mode: Mode, batched: Batched, patterns: Patterns | None = None,
+    *, wrt: Names, outputs: Names, mode: Mode, batched: Batched,
+    differences: Differencing = None, patterns: Patterns | None = None,
 ) -> Prepared[results.Jacobian]:  # fmt: skip
     """First derivatives of any outputs."""
     arguments = Arguments.bind(info, positional, named)
     chosen = arguments.choose(wrt)
     request = pb.JacobianRequest(
         function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, outputs=output_names(info, outputs),
-        mode=mode_number(mode),
+        mode=mode_number(mode), finite_difference=finite_difference(differences),
     )  # fmt: skip
 
     if patterns is not None:
@@ -134,9 +139,13 @@ def _jacobian(
 
         return Prepared(request, read_sparse)
 
+    def nested(blocks: Sequence[tensor_pb2.Block]) -> Any:
+        return arrange_outputs({row: chosen.arrange(columns) for row, columns in _rows(blocks).items()})
+
     def read(response: pb.JacobianResponse) -> results.Jacobian:
-        rows = {row: chosen.arrange(columns) for row, columns in _rows(response.blocks).items()}
-        return results.Jacobian(*common(response, response.values, response.blocks), arrange_outputs(rows))
+        shared = common(response, response.values, response.blocks, response.errors)
+        errors = None if differences is None else nested(response.errors)
+        return results.Jacobian(*shared, nested(response.blocks), errors=errors)
 
     return Prepared(request, read)
 
@@ -144,7 +153,7 @@ def _jacobian(
 def _hessian(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, columns: Names, diagonal: bool, samples: int | None, seed: int, output: str | None, mode: Mode,
-    batched: Batched, patterns: Patterns | None = None,
+    batched: Batched, differences: Differencing = None, patterns: Patterns | None = None,
 ) -> Prepared[results.Hessian]:  # fmt: skip
     """Second derivatives of a scalar output."""
     arguments = Arguments.bind(info, positional, named)
@@ -154,7 +163,7 @@ def _hessian(
     request = pb.HessianRequest(
         function=function, inputs=arguments.tensors(batched), wrt=rows.leaves,
         columns=() if columns is None else across.leaves, output=output or "", structure=structure,
-        mode=mode_number(mode), estimate=_estimate(samples, seed),
+        mode=mode_number(mode), estimate=_estimate(samples, seed), finite_difference=finite_difference(differences),
     )  # fmt: skip
 
     if patterns is not None:
@@ -170,14 +179,17 @@ def _hessian(
 
         return Prepared(request, read_sparse)
 
+    def matrix_of(blocks: Sequence[tensor_pb2.Block]) -> Any:
+        return rows.arrange({row: across.arrange(line) for row, line in _rows(blocks).items()})
+
     def read(response: pb.HessianResponse) -> results.Hessian:
-        if diagonal:
-            found = rows.arrange(arrays(response.diagonals))
-        else:
-            found = rows.arrange({row: across.arrange(line) for row, line in _rows(response.blocks).items()})
-        shared = common(response, response.values, response.gradients, response.blocks, response.diagonals)
-        errors = None if samples is None else rows.arrange(arrays(response.standard_errors))
-        return results.Hessian(*shared, rows.arrange(arrays(response.gradients)), found, errors)
+        found = rows.arrange(arrays(response.diagonals)) if diagonal else matrix_of(response.blocks)
+        shared = common(
+            response, response.values, response.gradients, response.blocks, response.diagonals, response.errors
+        )
+        standard = None if samples is None else rows.arrange(arrays(response.standard_errors))
+        errors = None if differences is None else matrix_of(response.errors)
+        return results.Hessian(*shared, rows.arrange(arrays(response.gradients)), found, standard, errors=errors)
 
     return Prepared(request, read)
 
@@ -185,7 +197,7 @@ def _hessian(
 def _hvp(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, vector: Any, stacked: bool, wrt: Names, output: str | None, mode: Mode, batched: Batched,
-    tangent_batched: Batched | None,
+    tangent_batched: Batched | None, differences: Differencing = None,
 ) -> Prepared[results.Hvp]:  # fmt: skip
     """Hessian times tangents."""
     inputs, vector = _split(info, positional, named, vector, "tangent")
@@ -195,16 +207,19 @@ def _hvp(
     request = pb.HvpRequest(
         function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
         wrt=() if wrt is None else chosen.leaves, output=output or "", mode=mode_number(mode),
+        finite_difference=finite_difference(differences),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Hvp(
-        *common(response, response.values, response.gradients, response.products),
+        *common(response, response.values, response.gradients, response.products, response.errors),
         chosen.arrange(arrays(response.gradients)), chosen.arrange(arrays(response.products)),
+        None if differences is None else chosen.arrange(arrays(response.errors)),
     ))  # fmt: skip
 
 
 def _jvp(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, vector: Any, stacked: bool, outputs: Names, batched: Batched, tangent_batched: Batched | None,
+    differences: Differencing = None,
 ) -> Prepared[results.Jvp]:  # fmt: skip
     """Jacobian times tangents."""
     inputs, vector = _split(info, positional, named, vector, "tangent")
@@ -212,10 +227,12 @@ def _jvp(
     tangents, _ = arguments.vectors(vector, _vector_batched(batched, tangent_batched), "tangent")
     request = pb.JvpRequest(
         function=function, inputs=arguments.tensors(batched), tangents=tangents, stacked=stacked,
-        outputs=output_names(info, outputs),
+        outputs=output_names(info, outputs), finite_difference=finite_difference(differences),
     )  # fmt: skip
     return Prepared(request, lambda response: results.Jvp(
-        *common(response, response.values, response.products), arrange_outputs(arrays(response.products))
+        *common(response, response.values, response.products, response.errors),
+        arrange_outputs(arrays(response.products)),
+        None if differences is None else arrange_outputs(arrays(response.errors)),
     ))  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from nablad import _calls, _health, _rows, results
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._channel import DEFAULT_ADDRESS, options
+from nablad._differences import Differencing
 from nablad._linear import Question
 from nablad._plans import Plans, key_of
 from nablad.aio_linearize import Linearization
@@ -75,14 +76,19 @@ class Client:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
     ) -> results.Gradient:
-        """∇f of a scalar output, with its value: [points?] + input shape."""
+        """∇f of a scalar output, with its value: [points?] + input shape.
+
+        `differences` asks for finite differences in place of automatic differentiation, by the name of a scheme or as
+        `Differences`; estimates of their errors come with them.
+        """
         return await self._call(
             _calls.GRADIENT, function, args, named, timeout,
-            wrt=wrt, output=output, mode=mode, batched=batched,
+            wrt=wrt, output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     async def jacobian(
@@ -93,6 +99,7 @@ class Client:
         outputs: Names = None,
         sparse: bool = False,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -100,11 +107,11 @@ class Client:
         """∂f/∂x of any outputs, with their values: [points?] + output shape + input shape.
 
         `sparse` asks for the elements that can be other than zero: one `scipy.sparse.csr_array` over all outputs and
-        inputs.
+        inputs. `differences` are as for `gradient`.
         """
         return await self._call(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     async def hessian(
@@ -119,6 +126,7 @@ class Client:
         sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -127,12 +135,12 @@ class Client:
 
         `columns` names other inputs for the columns than `wrt` does for the rows: a block. `diagonal` asks for the
         diagonal alone, [points?] + input shape; `sparse` for the elements that can be other than zero, one
-        `scipy.sparse.csr_array` over all inputs.
+        `scipy.sparse.csr_array` over all inputs. `differences` are as for `gradient`.
         """
         return await self._call(
             _calls.HESSIAN, function, args, named, timeout,
             wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
-            output=output, mode=mode, batched=batched,
+            output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     async def hvp(
@@ -144,6 +152,7 @@ class Client:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -153,12 +162,13 @@ class Client:
 
         The tangent comes after the function's arguments, or as `tangent=`: shaped like the one argument that can be
         differentiated, or a dictionary by argument. `stacked`: it has one more axis of k vectors before the input's
-        own. It runs over points if any argument does, unless `tangent_batched` says otherwise.
+        own. It runs over points if any argument does, unless `tangent_batched` says otherwise. `differences` are as for
+        `gradient`.
         """
         return await self._call(
             _calls.HVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode, batched=batched,
-            tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode,
+            differences=differences, batched=batched, tangent_batched=tangent_batched,
         )  # fmt: skip
 
     async def jvp(
@@ -168,6 +178,7 @@ class Client:
         tangent: Any = MISSING,
         stacked: bool = False,
         outputs: Names = None,
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -175,11 +186,12 @@ class Client:
     ) -> results.Jvp:
         """Jacobian times tangent, with the values: [points?] + [k?] + output shape.
 
-        The tangent is given as for `hvp`.
+        The tangent is given as for `hvp`; `differences` are as for `gradient`.
         """
         return await self._call(
             _calls.JVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, outputs=outputs, batched=batched, tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, outputs=outputs, differences=differences, batched=batched,
+            tangent_batched=tangent_batched,
         )  # fmt: skip
 
     async def vjp(

@@ -12,6 +12,7 @@ from nablad import _calls, results
 from nablad._aio_stream import PipelineFuture, Stream
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
+from nablad._differences import Differencing
 from nablad._intake import Intake, Question
 from nablad._map import AHEAD_POINTS, Ahead, Mapped, Piece, cut
 from nablad._packing import Chunk, Dialect, Single
@@ -76,6 +77,7 @@ class Pipeline:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -83,7 +85,7 @@ class Pipeline:
         """A future of what `Client.gradient` gives."""
         return self._submit(
             _calls.GRADIENT, function, args, named, timeout,
-            wrt=wrt, output=output, mode=mode, batched=batched,
+            wrt=wrt, output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def jacobian(
@@ -94,6 +96,7 @@ class Pipeline:
         outputs: Names = None,
         sparse: bool = False,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -101,7 +104,7 @@ class Pipeline:
         """A future of what `Client.jacobian` gives."""
         return self._submit(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def hessian(
@@ -116,6 +119,7 @@ class Pipeline:
         sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -124,7 +128,7 @@ class Pipeline:
         return self._submit(
             _calls.HESSIAN, function, args, named, timeout,
             wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
-            output=output, mode=mode, batched=batched,
+            output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def hvp(
@@ -136,6 +140,7 @@ class Pipeline:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -144,8 +149,8 @@ class Pipeline:
         """A future of what `Client.hvp` gives."""
         return self._submit(
             _calls.HVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode, batched=batched,
-            tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode,
+            differences=differences, batched=batched, tangent_batched=tangent_batched,
         )  # fmt: skip
 
     def jvp(
@@ -155,6 +160,7 @@ class Pipeline:
         tangent: Any = MISSING,
         stacked: bool = False,
         outputs: Names = None,
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -163,7 +169,8 @@ class Pipeline:
         """A future of what `Client.jvp` gives."""
         return self._submit(
             _calls.JVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, outputs=outputs, batched=batched, tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, outputs=outputs, differences=differences, batched=batched,
+            tangent_batched=tangent_batched,
         )  # fmt: skip
 
     def vjp(

@@ -11,6 +11,7 @@ import grpc
 from nablad import _calls, results
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
+from nablad._differences import Differencing
 from nablad._intake import Intake, Question
 from nablad._map import Ahead, Mapped, Piece, cut
 from nablad._packing import Chunk, Dialect, Single
@@ -73,6 +74,7 @@ class Pipeline:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -80,7 +82,7 @@ class Pipeline:
         """A future of what `Client.gradient` gives."""
         return self._submit(
             _calls.GRADIENT, function, args, named, timeout,
-            wrt=wrt, output=output, mode=mode, batched=batched,
+            wrt=wrt, output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def jacobian(
@@ -91,6 +93,7 @@ class Pipeline:
         outputs: Names = None,
         sparse: bool = False,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -98,7 +101,7 @@ class Pipeline:
         """A future of what `Client.jacobian` gives."""
         return self._submit(
             _calls.JACOBIAN, function, args, named, timeout,
-            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, batched=batched,
+            wrt=wrt, outputs=outputs, sparse=sparse, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def hessian(
@@ -113,6 +116,7 @@ class Pipeline:
         sparse: bool = False,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -121,7 +125,7 @@ class Pipeline:
         return self._submit(
             _calls.HESSIAN, function, args, named, timeout,
             wrt=wrt, columns=columns, diagonal=diagonal, samples=samples, seed=seed, sparse=sparse,
-            output=output, mode=mode, batched=batched,
+            output=output, mode=mode, differences=differences, batched=batched,
         )  # fmt: skip
 
     def hvp(
@@ -133,6 +137,7 @@ class Pipeline:
         wrt: Names = None,
         output: str | None = None,
         mode: Mode = "auto",
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -141,8 +146,8 @@ class Pipeline:
         """A future of what `Client.hvp` gives."""
         return self._submit(
             _calls.HVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode, batched=batched,
-            tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, wrt=wrt, output=output, mode=mode,
+            differences=differences, batched=batched, tangent_batched=tangent_batched,
         )  # fmt: skip
 
     def jvp(
@@ -152,6 +157,7 @@ class Pipeline:
         tangent: Any = MISSING,
         stacked: bool = False,
         outputs: Names = None,
+        differences: Differencing = None,
         batched: Batched = False,
         tangent_batched: Batched | None = None,
         timeout: float | None = None,
@@ -160,7 +166,8 @@ class Pipeline:
         """A future of what `Client.jvp` gives."""
         return self._submit(
             _calls.JVP, function, args, named, timeout,
-            vector=tangent, stacked=stacked, outputs=outputs, batched=batched, tangent_batched=tangent_batched,
+            vector=tangent, stacked=stacked, outputs=outputs, differences=differences, batched=batched,
+            tangent_batched=tangent_batched,
         )  # fmt: skip
 
     def vjp(

@@ -53,9 +53,15 @@ class Evaluation(Result):
 
 @dataclass(frozen=True, slots=True)
 class Gradient(Result):
-    """∇f. `gradient`: [points?] + input shape."""
+    """∇f.
+
+    Attributes:
+        gradient: [points?] + input shape.
+        errors: of finite differences estimates of the errors of `gradient`, in the same form; None of others.
+    """
 
     gradient: Any
+    errors: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,12 @@ class Jacobian(Result):
             with `sparse=True` one `scipy.sparse.csr_array` over all outputs and inputs, or a list of them for many
             points; without SciPy the same as `sparse`.
         sparse: the matrix of a call with `sparse=True`; None of others.
+        errors: of finite differences estimates of the errors of `jacobian`, in the same form; None of others.
     """
 
     jacobian: Any
     sparse: SparseMatrix | None = None
+    errors: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,14 @@ class Hessian(Result):
             list of them for many points; without SciPy the same as `sparse`.
         standard_error: of an estimated diagonal, in the same form; None if it is exact.
         sparse: the matrix of a call with `sparse=True`; None of others.
+        errors: of finite differences estimates of the errors of `hessian`, in the same form; None of others.
     """
 
     gradient: Any
     hessian: Any
     standard_error: Any = None
     sparse: SparseMatrix | None = None
+    errors: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +109,25 @@ class Hvp(Result):
     Attributes:
         gradient: [points?] + input shape.
         hvp: [points?] + [k?] + input shape.
+        errors: of finite differences estimates of the errors of `hvp`, in the same form; None of others.
     """
 
     gradient: Any
     hvp: Any
+    errors: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Jvp(Result):
-    """Jacobian times tangent. `jvp`: [points?] + [k?] + output shape."""
+    """Jacobian times tangent.
+
+    Attributes:
+        jvp: [points?] + [k?] + output shape.
+        errors: of finite differences estimates of the errors of `jvp`, in the same form; None of others.
+    """
 
     jvp: Any
+    errors: Any = None
 
 
 @dataclass(frozen=True, slots=True)

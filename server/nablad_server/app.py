@@ -59,6 +59,9 @@ def load_functions(settings: Settings) -> list[Function]:
         functions += python.load_entry_points()
     for target in settings.functions:
         functions += python.load(target)
+    for function in functions:
+        if function.black_box is not None:
+            function.black_box.seconds = settings.black_box_seconds
     return functions
 
 
@@ -157,6 +160,10 @@ class App:
         # Calls that come from now on are told to go elsewhere. Only once none is inside is the transport stopped: it
         # would cancel those that it has received and not yet handed over.
         self._gate.close(finish_by - time.monotonic())
+        # Whoever still waits for a black box has waited long enough: that call ends now, while it can be answered.
+        for function in self._registry.all():
+            if function.black_box is not None:
+                function.black_box.close()
         # Nor do those count as inside that are still on their way in: they are given a moment to be told, too.
         threading.Event().wait(ARRIVING_SECONDS)
         self._transport.dismiss(Draining("the server is shutting down; go on elsewhere"))

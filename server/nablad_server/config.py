@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         description="Threads that execute batches of any kind; one more takes all but the heavy ones. One a core: XLA "
         "uses all cores inside one execution only for large arrays.",
     )
+    black_box_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long one call of a black box, of all the points of a batch, may take; then its process is "
+        "ended and started anew for the next one.",
+    )
     concurrent_calls: int = Field(
         default=8192,
         ge=1,

@@ -9,7 +9,7 @@ SECONDS = st.floats(1e-9, 1e3)
 
 
 def batch(seconds: float, calls_back: bool = False) -> PuppetPrepared:
-    return PuppetPrepared(1, 1, 1, seconds, calls_back, list)
+    return PuppetPrepared(1, 1, 1, seconds, calls_back, None, list)
 
 
 @given(SECONDS, SECONDS, SECONDS, st.integers(1, 1000))

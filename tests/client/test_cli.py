@@ -57,6 +57,26 @@ def test_the_command_that_describe_offers_works(run: Any) -> None:
         (("jacobian", "quadratic_product", "-i", "x=1,2", "--mode", "reverse"), "jacobian", [[2.0, 1.0], [2.0, 1.0]]),
         (("hessian", "sum_of_squares", "-i", "x=1,1", "--diagonal"), "hessian", [2.0, 2.0]),
         (("laplacian", "sum_of_squares", "-i", "x=1,1", "--samples", "4"), "standard_error", 0.0),
+        (
+            ("gradient", "sum_of_squares", "-i", "x=1,2", "--differences", "forward", "--step", "0.25"),
+            "gradient",
+            [2.25, 4.5],
+        ),
+        (
+            (
+                "gradient",
+                "sum_of_squares",
+                "-i",
+                "x=1,2",
+                "--differences",
+                "forward",
+                "--step",
+                "0.25",
+                "--absolute-step",
+            ),
+            "gradient",
+            [2.25, 4.25],
+        ),
         (("derivative", "sum_of_squares", "-i", "x=1,1", "--order", "2", "--direction", "1,2"), "derivatives", [6, 10]),
         (("hvp", "sum_of_squares", "-i", "x=1,2", "--tangent", "1,0"), "hvp", [2.0, 0.0]),
         (("jvp", "x2y_3xy2", "-i", "x=1", "-i", "y=2", "--tangent", "x=1", "--tangent", "y=1"), "jvp", 29.0),
@@ -103,6 +123,7 @@ def test_not_finite_numbers_are_named_in_json(run: Any) -> None:
         (("gradient", "rosenbrock", "-i", "x=1", "-i", "x=2"), "given twice"),
         (("gradient", "softmax", "-i", "x=1,2"), "NotScalar"),
         (("hvp", "rosenbrock", "-i", "x=1,2"), "give the tangent"),
+        (("gradient", "rosenbrock", "-i", "x=1,2", "--step", "0.5"), "say which with --differences"),
     ],
 )
 def test_errors_are_one_clear_line(run: Any, arguments: tuple[str, ...], says: str) -> None:

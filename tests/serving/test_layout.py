@@ -20,7 +20,7 @@ from nablad.v1 import function_pb2
 from nablad.v1.tensor_pb2 import Block, NamedTensor
 from nablad_server.batching.ticket import Outcome
 from nablad_server.derivatives.operators import OPERATORS, result_specs
-from nablad_server.derivatives.query import Query
+from nablad_server.derivatives.query import Differences, Query
 from nablad_server.derivatives.runner import Results
 from nablad_server.functions.registration import build
 from nablad_server.serving.layout import Layout
@@ -53,6 +53,7 @@ class Case(NamedTuple):
 P, S, X, Y = ("p",), ("s",), ("x",), ("y",)
 BOTH: dict[str, Any] = {"outputs": (0, 1)}
 SCALAR: dict[str, Any] = {"outputs": (1,)}
+DIFFERENCES: dict[str, Any] = {"differences": Differences(pb.DIFFERENCE_SCHEME_CENTRAL)}
 CASES = {
     "evaluate": Case("EVALUATE", pb.EvaluateResponse, BOTH, {"values": [P, S]}),
     "gradient": Case("GRADIENT", pb.GradientResponse, SCALAR, {"values": [S], "gradients": [X, Y]}),
@@ -87,6 +88,21 @@ CASES = {
     "jvp": Case("JVP", pb.JvpResponse, BOTH | {"vectors": (1,)}, {"values": [P, S], "products": [P, S]}),
     "stacked jvp": Case(
         "JVP", pb.JvpResponse, BOTH | {"vectors": (0, 1), "stack": 2}, {"values": [P, S], "products": [P, S]}),
+    "gradient by differences": Case(
+        "GRADIENT", pb.GradientResponse, SCALAR | DIFFERENCES,
+        {"values": [S], "gradients": [X, Y], "errors": [X, Y]}),
+    "jacobian by differences": Case(
+        "JACOBIAN", pb.JacobianResponse, BOTH | {"wrt": (1,)} | DIFFERENCES,
+        {"values": [P, S], "blocks": [("p", "y"), ("s", "y")], "errors": [("p", "y"), ("s", "y")]}),
+    "hessian by differences": Case(
+        "HESSIAN", pb.HessianResponse, SCALAR | {"wrt": (1,), "columns": (0,)} | DIFFERENCES,
+        {"values": [S], "gradients": [Y], "blocks": [("y", "x")], "errors": [("y", "x")]}),
+    "hvp by differences": Case(
+        "HVP", pb.HvpResponse, SCALAR | {"vectors": (0, 1)} | DIFFERENCES,
+        {"values": [S], "gradients": [X, Y], "products": [X, Y], "errors": [X, Y]}),
+    "jvp by differences": Case(
+        "JVP", pb.JvpResponse, BOTH | {"vectors": (1,)} | DIFFERENCES,
+        {"values": [P, S], "products": [P, S], "errors": [P, S]}),
     "vjp": Case("VJP", pb.VjpResponse, BOTH | {"vectors": (0, 1)}, {"values": [P, S], "products": [X, Y]}),
     "stacked vjp": Case(
         "VJP", pb.VjpResponse, SCALAR | {"vectors": (1,), "stack": 1, "wrt": (0,)}, {"values": [S], "products": [X]}),

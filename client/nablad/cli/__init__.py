@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from nablad._channel import DEFAULT_ADDRESS
+from nablad._differences import Differences
 from nablad.cli import output
 from nablad.cli.values import parse_assignments, parse_value
 from nablad.client import Client
@@ -115,6 +116,10 @@ _OPTIONS: dict[str, click.Option] = {
     "outputs": click.Option(["--outputs"], multiple=True, help="An output; may be repeated. Default: all."),
     "mode": click.Option(["--mode"], type=click.Choice(["auto", "forward", "reverse"]), default="auto",
                          show_default=True, help="How to accumulate."),
+    "differences": click.Option(["--differences"], type=click.Choice(["central", "forward", "ridders"]),
+                                help="By finite differences of this scheme."),
+    "step": click.Option(["--step"], type=float, help="Of finite differences, in proportion to max(|x|, 1)."),
+    "absolute": click.Option(["--absolute-step", "absolute"], is_flag=True, help="The step is a distance."),
     "columns": click.Option(["--columns"], multiple=True, help="Inputs of the columns, for a block."),
     "diagonal": click.Option(["--diagonal"], is_flag=True, help="The diagonal alone."),
     "sparse": click.Option(["--sparse"], is_flag=True, help="The elements that can be other than zero, alone."),
@@ -127,16 +132,21 @@ _OPTIONS: dict[str, click.Option] = {
     "direction": click.Option(["--direction"], multiple=True, help="The direction: V, or INPUT=V for each that moves."),
 }  # fmt: skip
 
+_DIFFERENCES = ("differences", "step", "absolute")
+
 _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     "evaluate": ("The value of FUNCTION.", ("outputs",)),
-    "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode")),
-    "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "sparse", "mode")),
+    "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode", *_DIFFERENCES)),
+    "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "sparse", "mode", *_DIFFERENCES)),
     "hessian": (
         "The Hessian of a scalar FUNCTION.",
-        ("wrt", "columns", "diagonal", "sparse", "samples", "seed", "output", "mode"),
+        ("wrt", "columns", "diagonal", "sparse", "samples", "seed", "output", "mode", *_DIFFERENCES),
     ),
-    "hvp": ("Hessian of a scalar FUNCTION times a tangent.", ("tangent", "stacked", "wrt", "output", "mode")),
-    "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs")),
+    "hvp": (
+        "Hessian of a scalar FUNCTION times a tangent.",
+        ("tangent", "stacked", "wrt", "output", "mode", *_DIFFERENCES),
+    ),
+    "jvp": ("Jacobian of FUNCTION times a tangent.", ("tangent", "stacked", "outputs", *_DIFFERENCES)),
     "vjp": ("Cotangent times the Jacobian of FUNCTION.", ("cotangent", "stacked", "wrt")),
     "directional_derivative": ("Rate of change of a scalar FUNCTION along a direction.", ("direction", "output")),
     "derivative": (
@@ -149,7 +159,7 @@ _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     ),
 }
 _VECTORS = ("tangent", "cotangent", "direction")
-_WORDS = ("wrt", "columns", "output", "outputs", "mode")
+_WORDS = ("wrt", "columns", "output", "outputs", "mode", "differences")
 """The options whose values are names."""
 
 _INPUT_HELP = """NAME=VALUE for each input. VALUE is a number, a comma-separated list, JSON such as [[1,2],[3,4]], or
@@ -170,6 +180,7 @@ def _operator_command(operator: str) -> click.Command:
         as_json: bool,
         **options: Any,
     ) -> None:
+        options = _with_differences(options)
         keywords = {key: _keyword(key, value) for key, value in options.items() if value not in ((), None)}
         with Client(address, timeout=timeout) as client:
             result = getattr(client, operator)(function, **parse_assignments(inputs), batched=batched, **keywords)
@@ -187,6 +198,16 @@ def _operator_command(operator: str) -> click.Command:
         *command.params,
     ]
     return command
+
+
+def _with_differences(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with finite differences as one of them, in place of the three that say what they are."""
+    scheme, step, absolute = (options.pop(name, None) for name in _DIFFERENCES)
+    if scheme is not None:
+        return options | {"differences": Differences(scheme, step, bool(absolute))}
+    if step is not None or absolute:
+        raise click.UsageError("only finite differences have a step; say which with --differences")
+    return options
 
 
 def _keyword(name: str, value: Any) -> Any:

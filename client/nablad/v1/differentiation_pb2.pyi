@@ -110,6 +110,62 @@ HESSIAN_STRUCTURE_SPARSE: HessianStructure.ValueType  # 3
 """One sparse matrix over all elements of the `wrt` inputs."""
 Global___HessianStructure: _TypeAlias = HessianStructure  # noqa: Y015
 
+class _DifferenceScheme:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DifferenceSchemeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DifferenceScheme.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIFFERENCE_SCHEME_UNSPECIFIED: _DifferenceScheme.ValueType  # 0
+    """Same as DIFFERENCE_SCHEME_CENTRAL."""
+    DIFFERENCE_SCHEME_CENTRAL: _DifferenceScheme.ValueType  # 1
+    """(f(x + h) − f(x − h)) / 2h: the error falls with h². Two evaluations for each element, and two for the estimate."""
+    DIFFERENCE_SCHEME_FORWARD: _DifferenceScheme.ValueType  # 2
+    """(f(x + h) − f(x)) / h: the error falls with h. One evaluation for each element, one for the estimate, one for all."""
+    DIFFERENCE_SCHEME_RIDDERS: _DifferenceScheme.ValueType  # 3
+    """Central differences with ever smaller steps, extrapolated to step zero, each element's best kept (Ridders 1982): about
+    twenty evaluations for each element, and nearly full precision.
+    """
+
+class DifferenceScheme(_DifferenceScheme, metaclass=_DifferenceSchemeEnumTypeWrapper):
+    """Which values a finite difference compares."""
+
+DIFFERENCE_SCHEME_UNSPECIFIED: DifferenceScheme.ValueType  # 0
+"""Same as DIFFERENCE_SCHEME_CENTRAL."""
+DIFFERENCE_SCHEME_CENTRAL: DifferenceScheme.ValueType  # 1
+"""(f(x + h) − f(x − h)) / 2h: the error falls with h². Two evaluations for each element, and two for the estimate."""
+DIFFERENCE_SCHEME_FORWARD: DifferenceScheme.ValueType  # 2
+"""(f(x + h) − f(x)) / h: the error falls with h. One evaluation for each element, one for the estimate, one for all."""
+DIFFERENCE_SCHEME_RIDDERS: DifferenceScheme.ValueType  # 3
+"""Central differences with ever smaller steps, extrapolated to step zero, each element's best kept (Ridders 1982): about
+twenty evaluations for each element, and nearly full precision.
+"""
+Global___DifferenceScheme: _TypeAlias = DifferenceScheme  # noqa: Y015
+
+class _StepScale:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepScaleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepScale.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_SCALE_UNSPECIFIED: _StepScale.ValueType  # 0
+    """Same as STEP_SCALE_RELATIVE."""
+    STEP_SCALE_RELATIVE: _StepScale.ValueType  # 1
+    """The scale of each element."""
+    STEP_SCALE_ABSOLUTE: _StepScale.ValueType  # 2
+    """Nothing: it is a distance in the input's own unit."""
+
+class StepScale(_StepScale, metaclass=_StepScaleEnumTypeWrapper):
+    """What the step of a finite difference is in proportion to."""
+
+STEP_SCALE_UNSPECIFIED: StepScale.ValueType  # 0
+"""Same as STEP_SCALE_RELATIVE."""
+STEP_SCALE_RELATIVE: StepScale.ValueType  # 1
+"""The scale of each element."""
+STEP_SCALE_ABSOLUTE: StepScale.ValueType  # 2
+"""Nothing: it is a distance in the input's own unit."""
+Global___StepScale: _TypeAlias = StepScale  # noqa: Y015
+
 @_typing.final
 class Estimate(_message.Message):
     """An estimate from random vectors in place of the exact result, by Hutchinson's method.
@@ -138,6 +194,43 @@ class Estimate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class FiniteDifference(_message.Message):
+    """Derivatives by finite differences of the function's values, in place of automatic differentiation: for functions that
+    cannot be differentiated otherwise, and to check those that can.
+
+    Every result comes with an estimate of its error. The evaluations of one result run together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEP_SCALE_FIELD_NUMBER: _builtins.int
+    scheme: Global___DifferenceScheme.ValueType
+    """Which values are compared."""
+    step: _builtins.float
+    """The step. 0: chosen for the scheme and the precision. With STEP_SCALE_RELATIVE it is multiplied by max(|x|, 1) of
+    each element x, or by the vector's own scale for products; with STEP_SCALE_ABSOLUTE it is taken as it is. MUST NOT be
+    negative or infinite.
+    """
+    step_scale: Global___StepScale.ValueType
+    """What the step is in proportion to."""
+    def __init__(
+        self,
+        *,
+        scheme: Global___DifferenceScheme.ValueType = ...,
+        step: _builtins.float = ...,
+        step_scale: Global___StepScale.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scheme", b"scheme", "step", b"step", "step_scale", b"step_scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FiniteDifference: _TypeAlias = FiniteDifference  # noqa: Y015
 
 @_typing.final
 class Execution(_message.Message):
@@ -254,6 +347,7 @@ class GradientRequest(_message.Message):
     WRT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
@@ -268,6 +362,10 @@ class GradientRequest(_message.Message):
     def wrt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The inputs to differentiate with respect to. Empty: every floating-point one."""
 
+    @_builtins.property
+    def finite_difference(self) -> Global___FiniteDifference:
+        """Finite differences in place of automatic differentiation. Not with a mode."""
+
     def __init__(
         self,
         *,
@@ -276,10 +374,11 @@ class GradientRequest(_message.Message):
         wrt: _abc.Iterable[_builtins.str] | None = ...,
         output: _builtins.str = ...,
         mode: Global___Mode.ValueType = ...,
+        finite_difference: Global___FiniteDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +392,7 @@ class GradientResponse(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     GRADIENTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -303,6 +403,10 @@ class GradientResponse(_message.Message):
         """One tensor for each `wrt` input, in that order: [points?] + input shape."""
 
     @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Of finite differences: an estimate of the error of each element of `gradients`, in the same form."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -311,11 +415,12 @@ class GradientResponse(_message.Message):
         *,
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "gradients", b"gradients", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "execution", b"execution", "gradients", b"gradients", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,6 +439,7 @@ class JacobianRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     STRUCTURE_FIELD_NUMBER: _builtins.int
     KNOWN_PATTERN_FIELD_NUMBER: _builtins.int
+    FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     mode: Global___Mode.ValueType
@@ -354,6 +460,10 @@ class JacobianRequest(_message.Message):
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The outputs to differentiate. Empty: every differentiable one."""
 
+    @_builtins.property
+    def finite_difference(self) -> Global___FiniteDifference:
+        """Finite differences in place of automatic differentiation. Not with a mode, and for the dense structure only."""
+
     def __init__(
         self,
         *,
@@ -364,10 +474,11 @@ class JacobianRequest(_message.Message):
         mode: Global___Mode.ValueType = ...,
         structure: Global___JacobianStructure.ValueType = ...,
         known_pattern: _builtins.bytes = ...,
+        finite_difference: Global___FiniteDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "outputs", b"outputs", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "outputs", b"outputs", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,6 +493,7 @@ class JacobianResponse(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     SPARSE_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -396,6 +508,10 @@ class JacobianResponse(_message.Message):
         """Sparse: the matrix."""
 
     @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Block]:
+        """Of finite differences: an estimate of the error of each element of `blocks`, in the same form."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -405,11 +521,12 @@ class JacobianResponse(_message.Message):
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         blocks: _abc.Iterable[_tensor_pb2.Block] | None = ...,
         sparse: _tensor_pb2.SparseMatrix | None = ...,
+        errors: _abc.Iterable[_tensor_pb2.Block] | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "sparse", b"sparse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "execution", b"execution", "sparse", b"sparse", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "errors", b"errors", "execution", b"execution", "sparse", b"sparse", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +547,7 @@ class HessianRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     KNOWN_PATTERN_FIELD_NUMBER: _builtins.int
     ESTIMATE_FIELD_NUMBER: _builtins.int
+    FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
@@ -456,6 +574,10 @@ class HessianRequest(_message.Message):
     def estimate(self) -> Global___Estimate:
         """Diagonal: an estimate instead of the exact one."""
 
+    @_builtins.property
+    def finite_difference(self) -> Global___FiniteDifference:
+        """Finite differences in place of automatic differentiation. Not with a mode, and for the dense structure only."""
+
     def __init__(
         self,
         *,
@@ -468,10 +590,11 @@ class HessianRequest(_message.Message):
         mode: Global___Mode.ValueType = ...,
         known_pattern: _builtins.bytes = ...,
         estimate: Global___Estimate | None = ...,
+        finite_difference: Global___FiniteDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "estimate", b"estimate", "function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "output", b"output", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "estimate", b"estimate", "finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "known_pattern", b"known_pattern", "mode", b"mode", "output", b"output", "structure", b"structure", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +612,7 @@ class HessianResponse(_message.Message):
     DIAGONALS_FIELD_NUMBER: _builtins.int
     STANDARD_ERRORS_FIELD_NUMBER: _builtins.int
     SPARSE_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -515,6 +639,10 @@ class HessianResponse(_message.Message):
         """Sparse: the matrix."""
 
     @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Block]:
+        """Of finite differences: an estimate of the error of each element of `blocks`, in the same form."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -527,11 +655,12 @@ class HessianResponse(_message.Message):
         diagonals: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         standard_errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         sparse: _tensor_pb2.SparseMatrix | None = ...,
+        errors: _abc.Iterable[_tensor_pb2.Block] | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "sparse", b"sparse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "diagonals", b"diagonals", "execution", b"execution", "gradients", b"gradients", "sparse", b"sparse", "standard_errors", b"standard_errors", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "diagonals", b"diagonals", "errors", b"errors", "execution", b"execution", "gradients", b"gradients", "sparse", b"sparse", "standard_errors", b"standard_errors", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,6 +679,7 @@ class HvpRequest(_message.Message):
     WRT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     stacked: _builtins.bool
@@ -575,6 +705,10 @@ class HvpRequest(_message.Message):
         tangent has the tangent zero.
         """
 
+    @_builtins.property
+    def finite_difference(self) -> Global___FiniteDifference:
+        """Finite differences in place of automatic differentiation. Not with a mode."""
+
     def __init__(
         self,
         *,
@@ -585,10 +719,11 @@ class HvpRequest(_message.Message):
         wrt: _abc.Iterable[_builtins.str] | None = ...,
         output: _builtins.str = ...,
         mode: Global___Mode.ValueType = ...,
+        finite_difference: Global___FiniteDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "stacked", b"stacked", "tangents", b"tangents", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "stacked", b"stacked", "tangents", b"tangents", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,6 +738,7 @@ class HvpResponse(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     GRADIENTS_FIELD_NUMBER: _builtins.int
     PRODUCTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -617,6 +753,10 @@ class HvpResponse(_message.Message):
         """The products, one for each `wrt` input: [points?] + [k?] + input shape."""
 
     @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Of finite differences: an estimate of the error of each element of `products`, in the same form."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -626,11 +766,12 @@ class HvpResponse(_message.Message):
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         products: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "gradients", b"gradients", "products", b"products", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "execution", b"execution", "gradients", b"gradients", "products", b"products", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,6 +788,7 @@ class JvpRequest(_message.Message):
     TANGENTS_FIELD_NUMBER: _builtins.int
     STACKED_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     stacked: _builtins.bool
@@ -663,6 +805,10 @@ class JvpRequest(_message.Message):
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The outputs to differentiate. Empty: every differentiable one."""
 
+    @_builtins.property
+    def finite_difference(self) -> Global___FiniteDifference:
+        """Finite differences in place of automatic differentiation."""
+
     def __init__(
         self,
         *,
@@ -671,10 +817,11 @@ class JvpRequest(_message.Message):
         tangents: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         stacked: _builtins.bool = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
+        finite_difference: Global___FiniteDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "inputs", b"inputs", "outputs", b"outputs", "stacked", b"stacked", "tangents", b"tangents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "outputs", b"outputs", "stacked", b"stacked", "tangents", b"tangents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,6 +835,7 @@ class JvpResponse(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     PRODUCTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -698,6 +846,10 @@ class JvpResponse(_message.Message):
         """The products, one for each output: [points?] + [k?] + output shape."""
 
     @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
+        """Of finite differences: an estimate of the error of each element of `products`, in the same form."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -706,11 +858,12 @@ class JvpResponse(_message.Message):
         *,
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         products: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "products", b"products", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "execution", b"execution", "products", b"products", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ server adds no delay, and a busy one batches by itself, because calls gather whi
 """
 
 import contextlib
+import enum
 import os
 import threading
 import time
@@ -19,6 +20,14 @@ from nablad_server.batching.ticket import Observer, Outcome, Prepared, Runner, S
 from nablad_server.batching.turns import Turns
 
 HEAVY_NICENESS = 10
+
+
+class Worker(enum.Enum):
+    """What batches a worker takes."""
+
+    LIGHT = enum.auto()
+    ANY = enum.auto()  # all but those set aside
+    ASIDE = enum.auto()
 
 
 class Batcher:
@@ -40,9 +49,11 @@ class Batcher:
         self._tickets = 0
         self._size = 0
         self._closed = False
+        self._aside: set[Hashable] = set()  # what batches that run wait for
+        kinds = [Worker.LIGHT] + [Worker.ANY] * policy.heavy_workers + [Worker.ASIDE] * policy.aside_workers
         self._workers = [
-            threading.Thread(target=self._work, args=(index > 0,), name=f"nablad-batch-{index}", daemon=True)
-            for index in range(1 + policy.heavy_workers)
+            threading.Thread(target=self._work, args=(kind,), name=f"nablad-batch-{index}", daemon=True)
+            for index, kind in enumerate(kinds)
         ]
         for worker in self._workers:
             worker.start()
@@ -181,26 +192,28 @@ class Batcher:
             ticket.state = State.DROPPED
         ticket.done(error)
 
-    def _work(self, takes_heavy: bool) -> None:
+    def _work(self, kind: Worker) -> None:
         """A worker's life: wait for a lane that can run, take its batch, run it."""
-        if takes_heavy and hasattr(os, "setpriority"):
+        if kind is Worker.ANY and hasattr(os, "setpriority"):
             # Whoever waits for the processor for microseconds is let past whoever keeps it for milliseconds.
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HEAVY_NICENESS)
         while True:
             with self._condition:
-                lane = self._next_lane(takes_heavy)
+                lane = self._next_lane(kind)
                 while lane is None:
                     if self._closed and not self._lanes:
                         self._condition.notify_all()
                         return
                     self._condition.wait()
-                    lane = self._next_lane(takes_heavy)
+                    lane = self._next_lane(kind)
                 batch, expired = lane.take(self._clock(), self._policy.max_points)
                 for ticket in expired:
                     self._count(ticket, -1)
-                prepared = self._prepare(lane, batch, takes_heavy) if batch else None
+                prepared = self._prepare(lane, batch, kind) if batch else None
                 if prepared is not None:
+                    if prepared.aside is not None:
+                        self._aside.add(prepared.aside)
                     for ticket in batch:
                         self._count(ticket, -1)
                     self._turns.charge(lane.key, prepared.seconds)
@@ -213,16 +226,23 @@ class Batcher:
                 self._run(prepared, batch)
                 with self._condition:
                     self._turns.charge(lane.key, self._clock() - started - prepared.seconds)
+                    if prepared.aside is not None:
+                        self._aside.discard(prepared.aside)
+                        self._condition.notify_all()  # others may wait for the same
             del prepared, batch, expired  # what they hold is let go of before the wait
 
-    def _next_lane(self, takes_heavy: bool) -> Lane | None:
+    def _next_lane(self, kind: Worker) -> Lane | None:
         key = self._turns.next(
-            key for key, lane in self._lanes.items()
-            if key not in self._preparing and (takes_heavy or not lane.heavy)
-        )  # fmt: skip
+            key for key, lane in self._lanes.items() if key not in self._preparing and self._may_take(kind, lane)
+        )
         return None if key is None else self._lanes[key]
 
-    def _prepare(self, lane: Lane, batch: list[Ticket], takes_heavy: bool) -> Prepared | None:
+    def _may_take(self, kind: Worker, lane: Lane) -> bool:
+        if lane.aside is not None:
+            return kind is Worker.ASIDE and lane.aside not in self._aside
+        return kind is Worker.ANY or (kind is Worker.LIGHT and not lane.heavy)
+
+    def _prepare(self, lane: Lane, batch: list[Ticket], kind: Worker) -> Prepared | None:
         """What runs a batch just taken from its lane; None if it went back there, or failed together with the lane."""
         key = lane.key
         self._preparing.add(key)
@@ -247,8 +267,9 @@ class Batcher:
             lane.put_back(batch)
             return None
         self._preparing.discard(key)
-        if self._policy.heavy(prepared) and not takes_heavy:
-            lane.heavy = True
+        if prepared.aside is not lane.aside or (self._policy.heavy(prepared) and kind is Worker.LIGHT):
+            # Found out now what it is: it goes back, for a worker of that kind.
+            lane.heavy, lane.aside = True, prepared.aside
             lane.put_back(batch)
             self._condition.notify_all()
             return None

@@ -34,6 +34,7 @@ class Lane:
         points: how many points they hold.
         size: how many bytes they keep in memory.
         heavy: whether a batch of it was found to be heavy.
+        aside: what a batch of it was found to wait for; None for nothing but the processor.
     """
 
     def __init__(self, key: Hashable) -> None:
@@ -42,6 +43,7 @@ class Lane:
         self.points = 0
         self.size = 0
         self.heavy = False
+        self.aside: Hashable = None
         self._heap: list[tuple[float, int, Ticket]] = []
         self._order = itertools.count()
         self._returned = 0

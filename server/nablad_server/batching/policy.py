@@ -18,6 +18,7 @@ class Policy:
         heavy_seconds: a batch estimated to take longer is left to the workers for heavy work, so that one worker is
             always near its next batch.
         heavy_workers: threads that execute batches of any kind; one more takes all but the heavy ones.
+        aside_workers: threads for batches that wait for something else than this process.
         retry_seconds: how long a caller refused for a full queue is told to wait.
     """
 
@@ -27,6 +28,7 @@ class Policy:
     direct_seconds: float = 100e-6
     heavy_seconds: float = 5e-3
     heavy_workers: int = 2
+    aside_workers: int = 8
     retry_seconds: float = 0.1
 
     def direct(self, prepared: Prepared, calls: int) -> bool:

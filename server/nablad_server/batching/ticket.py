@@ -84,6 +84,8 @@ class Prepared(Protocol):
         first: how many of its points are computed first, before some others; all, if all are computed at once.
         seconds: an estimate of what that takes.
         calls_back: whether it may take longer than any estimate, because it calls code that is not ours.
+        aside: what it waits for without using this process, if it does: such batches keep off the other workers, and of
+            two that wait for the same only one runs at a time.
     """
 
     @property
@@ -96,6 +98,8 @@ class Prepared(Protocol):
     def seconds(self) -> float: ...  # noqa: D102 - described above
     @property
     def calls_back(self) -> bool: ...  # noqa: D102 - described above
+    @property
+    def aside(self) -> Hashable: ...  # noqa: D102 - described above
 
     def __call__(self, payloads: Sequence[Any], /) -> Sequence[Any]:
         """Turns the payloads of a batch into their results, in order. Raises NabladError if the batch fails."""

@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from nablad.v1 import function_pb2
+from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.memory import memory_of
+from nablad_server.derivatives.operators.differences import evaluations
 from nablad_server.derivatives.operators.first import is_forward
 from nablad_server.derivatives.operators.leaves import FORWARD, REVERSE
 from nablad_server.derivatives.program import Program
@@ -42,6 +43,10 @@ def accumulation(query: Query) -> tuple[str, str]:
     operator, asked = query.operator, query.mode in (FORWARD, REVERSE)
     if operator == function_pb2.OPERATOR_EVALUATE:
         return "none", "the function itself is evaluated"
+    if query.differences is not None:
+        scheme = differentiation_pb2.DifferenceScheme.Name(query.differences.scheme)
+        words = scheme.removeprefix("DIFFERENCE_SCHEME_").lower()
+        return "finite differences", f"the request asks for it; scheme {words}, {evaluations(query)} evaluations"
     if operator == function_pb2.OPERATOR_JVP:
         return "forward", "one pass along each tangent"
     if operator == function_pb2.OPERATOR_VJP:

@@ -77,6 +77,7 @@ class PreparedOpening:
         self._program = program
         self.seconds = program.seconds
         self.calls_back = program.calls_back
+        self.aside = program.aside
 
     def __call__(self, members: Sequence[Points]) -> list[Residuals]:
         """The residuals of the one member. Raises as Prepared does."""

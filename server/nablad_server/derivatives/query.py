@@ -5,6 +5,7 @@ Calls whose queries are equal can run in one batch. The number of points is not 
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,22 @@ from nablad_server.functions.signature import ArraySpec
 FIRST_ROW = ArraySpec((), np.dtype(np.int32))
 SEED = ArraySpec((2,), np.dtype(np.uint32))
 """The two halves of a seed of 64 bits: programs in 32-bit mode have no such numbers."""
+
+STEP = ArraySpec((), np.dtype(np.float64))
+NARROW_STEP = ArraySpec((), np.dtype(np.float32))
+"""The step of finite differences, in 64-bit and in 32-bit mode; 0 for the one that suits the scheme."""
+
+
+class Differences(NamedTuple):
+    """Finite differences in place of automatic differentiation.
+
+    Attributes:
+        scheme: which values are compared; never DIFFERENCE_SCHEME_UNSPECIFIED.
+        absolute: whether the step is taken as it is, not in proportion to what moves.
+    """
+
+    scheme: differentiation_pb2.DifferenceScheme.ValueType
+    absolute: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class Query:
         samples: diagonal of a Hessian, Laplacian: an estimate from so many random vectors; 0: exact.
         block_rows: Jacobian, Hessian: so many rows of the matrix over all rows and columns, beginning with a row that
             is given with the point; 0: all of it.
+        differences: Gradient, Jacobian, Hessian, Hvp, Jvp: by finite differences, with a step that is given with the
+            point; None: by automatic differentiation.
         sparse: Jacobian, Hessian: only the elements that `pattern` keeps, of the one matrix over all rows and columns.
         pattern: which elements can be other than zero; None if that is not known, or of no use. The exact diagonal of
             a Hessian and its trace take fewer products with one.
@@ -60,6 +79,7 @@ class Query:
     order: int = 0
     samples: int = 0
     block_rows: int = 0
+    differences: Differences | None = None
     sparse: bool = False
     pattern: Pattern | None = None
     shared: tuple[bool, ...] = ()
@@ -77,8 +97,8 @@ class Query:
         # A query is hashed several times on its way and holds nested tuples: computed once.
         return hash(
             (id(self.function), self.operator, self.inputs, self.outputs, self.wrt, self.columns, self.vectors,
-             self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.sparse,
-             self.pattern, self.shared)
+             self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.differences,
+             self.sparse, self.pattern, self.shared)
         )  # fmt: skip
 
     @functools.cached_property
@@ -88,7 +108,9 @@ class Query:
 
     @property
     def extras(self) -> tuple[ArraySpec, ...]:
-        """What a program takes besides inputs and vectors: the first row of a block, or the seed of an estimate."""
+        """What a program takes besides inputs and vectors: the first row of a block, a seed, a step."""
+        if self.differences is not None:
+            return (STEP if self.wide else NARROW_STEP,)
         if self.block_rows:
             return (FIRST_ROW,)
         return (SEED,) if self.samples else ()

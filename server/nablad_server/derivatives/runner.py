@@ -52,9 +52,10 @@ class Prepared:
         first: how many of them the first execution holds.
         seconds: what that takes, by the programs' own measure.
         calls_back: whether Python code of the function's is called meanwhile.
+        aside: the black box that is called meanwhile, if one is.
     """
 
-    __slots__ = ("_fixed", "_programs", "_query", "calls_back", "computed", "first", "points", "seconds")
+    __slots__ = ("_fixed", "_programs", "_query", "aside", "calls_back", "computed", "first", "points", "seconds")
 
     def __init__(
         self, query: Recipe, points: int, programs: Sequence[Program], seconds: float, fixed: Sequence[Any] = ()
@@ -68,6 +69,7 @@ class Prepared:
         self.first = min(points, programs[0].bucket)
         self.seconds = seconds
         self.calls_back = programs[0].calls_back
+        self.aside = programs[0].aside
 
     def at(self, fixed: Sequence[Any]) -> "Prepared":
         """The same with other arrays to begin with."""
@@ -246,6 +248,9 @@ def _without_traceback(text: str) -> str:
 
 def execution_failed(query: Recipe, error: Exception) -> NabladError:
     """The error for who asked, of one that an execution gave."""
+    box = query.function.black_box
+    if box is not None and box.failure is not None:
+        return box.failure
     text = " ".join(_without_traceback(str(error)).split())[:500]
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         return ResourceExhausted(f"{query} ran out of memory; ask for fewer points at once: {text}")

@@ -11,13 +11,17 @@ from numpy.typing import ArrayLike
 
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
-from nablad_server.functions.precision import precision_of
+from nablad_server.functions.black_box import BlackBox
+from nablad_server.functions.precision import canonical, precision_of
 from nablad_server.functions.signature import ArraySpec, Signature, flatten_outputs
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 MAX_KNOWN_SHAPES = 1024
 """For so many combinations of input shapes a function remembers its outputs."""
 
+
+DIFFERENCED_SCALARS = (function_pb2.OPERATOR_GRADIENT, function_pb2.OPERATOR_HESSIAN, function_pb2.OPERATOR_HVP)
+"""The operators of scalar outputs that finite differences serve."""
 
 Declare = Callable[[Mapping[str, int]], tuple[ArrayLike, ArrayLike]]
 """Gives the elements of a matrix of derivatives that can be other than zero, as their rows and their columns.
@@ -61,6 +65,7 @@ class Function:
         source: where it came from.
         warm: the programs to compile before readiness.
         sparsity: the patterns declared for `jacobian` and `hessian`; see `Declare`.
+        black_box: what runs it if it is no JAX but plain Python; then it is not traced.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Function:
     source: str = ""
     warm: tuple[Warm, ...] = ()
     sparsity: Mapping[str, Declare] = field(default_factory=dict)
+    black_box: BlackBox | None = None
     _outputs: dict[tuple[ArraySpec, ...], tuple[tuple[str, ArraySpec], ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -82,6 +88,9 @@ class Function:
 
     def flat(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The function from input leaves to output leaves, to be traced by JAX."""
+        if self.black_box is not None:
+            specs = tuple(ArraySpec(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+            return self.black_box.traced(leaves, self.outputs_at(specs))
         return tuple(leaf for _, leaf in self._results(leaves))
 
     def outputs_at(self, inputs: tuple[ArraySpec, ...]) -> tuple[tuple[str, ArraySpec], ...]:
@@ -94,7 +103,8 @@ class Function:
         if found is None:
             if len(self._outputs) >= MAX_KNOWN_SHAPES:
                 self._outputs.clear()
-            found = self._outputs[inputs] = self._traced_outputs(inputs)
+            outputs = self._traced_outputs if self.black_box is None else self._declared_outputs
+            found = self._outputs[inputs] = outputs(inputs)
         return found
 
     def _traced_outputs(self, inputs: tuple[ArraySpec, ...]) -> tuple[tuple[str, ArraySpec], ...]:
@@ -116,6 +126,19 @@ class Function:
             (name, ArraySpec(shape.shape, np.dtype(shape.dtype))) for name, shape in zip(names, shapes, strict=True)
         )
 
+    def _declared_outputs(self, inputs: tuple[ArraySpec, ...]) -> tuple[tuple[str, ArraySpec], ...]:
+        """Outputs as they are declared: floating-point ones as wide as the inputs, if they may be."""
+        sizes = self.signature.sizes(inputs)
+        floating = [spec.dtype for spec in inputs if spec.differentiable]
+        widest = max(floating, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float64))
+        return tuple(
+            (spec.name, ArraySpec(
+                tuple(sizes[dim] if isinstance(dim, str) else int(dim or 0) for dim in spec.shape or ()),
+                canonical(widest if widest in spec.dtypes else spec.dtypes[-1], inputs),
+            ))
+            for spec in self.signature.outputs or ()
+        )  # fmt: skip
+
     def _results(self, leaves: Sequence[Any]) -> list[tuple[str, Any]]:
         """The output leaves with their names. Plain Python numbers in a result are outputs too, and become arrays."""
         result = self.call(*self.signature.unflatten(leaves))
@@ -128,6 +151,10 @@ class Function:
         smooth = outputs is None or any(spec.differentiable for spec in outputs)
         scalar = outputs is None or any(spec.differentiable and spec.scalar for spec in outputs)
         allowed = [function_pb2.OPERATOR_EVALUATE]
+        if self.black_box is not None:  # by finite differences
+            first = (function_pb2.OPERATOR_JACOBIAN, function_pb2.OPERATOR_JVP) if inputs and smooth else ()
+            second = DIFFERENCED_SCALARS if inputs and scalar else ()
+            return tuple(sorted((*allowed, *first, *second)))
         if inputs and scalar:
             allowed += [
                 function_pb2.OPERATOR_GRADIENT,

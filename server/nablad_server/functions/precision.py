@@ -8,6 +8,7 @@ with the switch off, and float64 programs with it on.
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +27,12 @@ def is_wide(inputs: Iterable[ArraySpec]) -> bool:
     return any(spec.wide for spec in inputs) or not any(
         spec.differentiable or np.issubdtype(spec.dtype, np.complexfloating) for spec in inputs
     )
+
+
+def canonical(dtype: np.dtype[Any], inputs: Iterable[ArraySpec]) -> np.dtype[Any]:
+    """A dtype as the program for these inputs holds it."""
+    with precision_of(inputs):
+        return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def precision_of(inputs: Iterable[ArraySpec]) -> AbstractContextManager[None]:

@@ -1,8 +1,10 @@
 """Registration: from a plain Python function, marked or not, to a checked Function."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import jax
@@ -10,11 +12,15 @@ import numpy as np
 
 from nablad.errors import FunctionFailed
 from nablad_server.functions.annotations import signature_of
+from nablad_server.functions.black_box import BlackBox
 from nablad_server.functions.function import NAME, Declare, Function, Warm
 from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape
 
 MARK = "__nablad_function__"
 """The attribute by which `@function` leaves its options on a function."""
+
+FILE_PREFIX = "nablad_functions_"
+"""What the names of modules begin with that are files given by their path."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -28,6 +34,7 @@ class _Options:
     sizes: Mapping[str, int]
     warm: tuple[Warm, ...]
     sparsity: Mapping[str, Declare]
+    differentiable: bool = True
 
 
 @overload
@@ -42,6 +49,7 @@ def function(
     sizes: Mapping[str, int] | None = None,
     warm: Sequence[Warm] = (),
     sparsity: Mapping[str, Declare] | None = None,
+    differentiable: bool = True,
 ) -> Callable[[_F], _F]: ...
 def function(
     call: Callable[..., Any] | None = None,
@@ -54,6 +62,7 @@ def function(
     sizes: Mapping[str, int] | None = None,
     warm: Sequence[Warm] = (),
     sparsity: Mapping[str, Declare] | None = None,
+    differentiable: bool = True,
 ) -> Any:
     """Marks a function for registration; it stays an ordinary function.
 
@@ -69,8 +78,12 @@ def function(
         sparsity: for `"jacobian"`, `"hessian"` or both, what gives the elements that can be other than zero, where the
             function's operations do not show it: `{"hessian": lambda sizes: (rows, columns)}`, with `sizes["n"]` for
             the symbol n; see `Declare`. Results are wrong if an element is missing that is not zero.
+        differentiable: False for a black box: plain Python or NumPy, which is run in a process of its own, and whose
+            derivatives are finite differences. What it returns must be declared.
     """
-    options = _Options(name, version, inputs, outputs, dict(sizes or {}), tuple(warm), dict(sparsity or {}))
+    options = _Options(
+        name, version, inputs, outputs, dict(sizes or {}), tuple(warm), dict(sparsity or {}), differentiable
+    )
 
     def mark(marked: Callable[..., Any]) -> Callable[..., Any]:
         setattr(marked, MARK, options)
@@ -98,6 +111,8 @@ def build(call: Callable[..., Any], source: str) -> Function:
                 "both"
             )
         signature = signature_of(call, options.inputs, options.outputs)
+        if not options.differentiable:
+            return _black_box(name, call, options, signature, source)
         built = Function(
             name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm, options.sparsity
         )  # fmt: skip
@@ -107,6 +122,38 @@ def build(call: Callable[..., Any], source: str) -> Function:
     except FunctionFailed as error:
         hint = "; if the sizes are the reason, give sizes={...} to @function" if signature.symbols else ""
         raise ValueError(f"{source}: {error.message}{hint}") from error
+
+
+def signature_for(call: Callable[..., Any]) -> Signature:
+    """The signature of a function, marked or not, without running it. Raises ValueError as `build` does."""
+    options: _Options | None = getattr(call, MARK, None)
+    return signature_of(call, options.inputs, options.outputs) if options else signature_of(call, None, None)
+
+
+def _black_box(name: str, call: Callable[..., Any], options: _Options, signature: Signature, source: str) -> Function:
+    """A function that is not traced. Raises ValueError if its outputs, or where it is to be found, are not known."""
+    advice = "a black box is not traced: declare what it returns, by its annotation or outputs="
+    if options.sparsity or options.sizes:
+        raise ValueError("a black box has no use for sparsity= and sizes=, which tracing needs; leave them out")
+    if not signature.outputs:
+        raise ValueError(f"nothing says what it returns; {advice}")
+    for spec in signature.outputs:
+        known = all(isinstance(dim, int) or dim in signature.symbols for dim in spec.shape or ())
+        if spec.shape is None or not known or not spec.dtypes:
+            raise ValueError(
+                f"output {spec.name!r} is declared as {spec}, whose shape and dtype do not follow from the inputs; "
+                f"{advice}"
+            )
+    module = sys.modules.get(call.__module__)
+    if module is None or getattr(module, call.__name__, None) is not call or module.__name__ == "__main__":
+        raise ValueError("a black box is imported by a process of its own: define it at the top of a file or a module")
+    given_by_path = module.__name__.startswith(FILE_PREFIX) and module.__file__ is not None
+    target = str(Path(str(module.__file__)).resolve()) if given_by_path else module.__name__
+    box = BlackBox(f"{name}@{options.version}", target, call.__name__)
+    return Function(
+        name, options.version, call, signature, inspect.getdoc(call) or "", f"{source} (black box)", options.warm,
+        black_box=box,
+    )  # fmt: skip
 
 
 def _outputs(built: Function, sizes: Mapping[str, int]) -> tuple[TensorSpec, ...] | None:

@@ -138,6 +138,15 @@ class Signature:
         """Whether every input's shape is known once the symbols are."""
         return all(spec.shape is not None and None not in spec.shape for spec in self.inputs)
 
+    def sizes(self, inputs: Sequence[ArraySpec]) -> dict[str, int]:
+        """The sizes of the symbols, for inputs that fit."""
+        return {
+            dim: size
+            for spec, given in zip(self.inputs, inputs, strict=True)
+            for dim, size in zip(spec.shape or (), given.shape, strict=False)
+            if isinstance(dim, str)
+        }
+
     def unflatten(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments that the leaves are the leaves of."""
         arguments, start = [], 0

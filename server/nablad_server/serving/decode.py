@@ -29,6 +29,7 @@ from nablad_server.derivatives.runner import Points
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_direction, listed, narrowed, near
+from nablad_server.serving.differences import differences_of
 from nablad_server.serving.layout import Layout
 from nablad_server.serving.sparsity import pattern_bytes, with_pattern
 from nablad_server.serving.subject import Subject
@@ -123,8 +124,10 @@ class Decoder:
         subject = self.subject(request.function, request.inputs)
         outputs = subject.select_scalar_output(request.output)
         wrt = subject.select_inputs(request.wrt)
+        differences, step = differences_of(request, subject)
         return self.decoded(
-            subject, (), function_pb2.OPERATOR_GRADIENT, outputs, wrt=wrt, mode=mode_of(request.mode)
+            subject, (), function_pb2.OPERATOR_GRADIENT, outputs, step,
+            wrt=wrt, mode=mode_of(request.mode), differences=differences,
         )  # fmt: skip
 
     def jacobian(self, request: pb.JacobianRequest) -> Decoded:
@@ -136,9 +139,10 @@ class Decoder:
         sparse = request.structure == pb.JACOBIAN_STRUCTURE_SPARSE
         _check_known(request, sparse)
         wrt = subject.select_inputs(request.wrt)
+        differences, step = differences_of(request, subject)
         return self.decoded(
-            subject, (), function_pb2.OPERATOR_JACOBIAN, outputs,
-            known_pattern=request.known_pattern, wrt=wrt, mode=mode_of(request.mode), sparse=sparse,
+            subject, (), function_pb2.OPERATOR_JACOBIAN, outputs, step, known_pattern=request.known_pattern,
+            wrt=wrt, mode=mode_of(request.mode), sparse=sparse, differences=differences,
         )  # fmt: skip
 
     def hessian(self, request: pb.HessianRequest) -> Decoded:
@@ -158,10 +162,11 @@ class Decoder:
             raise InvalidOption("only a diagonal can be estimated; see structure", field="estimate")
         wrt = subject.select_inputs(request.wrt)
         columns = subject.select_inputs(request.columns, "columns") if request.columns else wrt
+        differences, step = differences_of(request, subject)
         return self.decoded(
-            subject, (), function_pb2.OPERATOR_HESSIAN, outputs, seed, known_pattern=request.known_pattern,
+            subject, (), function_pb2.OPERATOR_HESSIAN, outputs, seed or step, known_pattern=request.known_pattern,
             wrt=wrt, columns=() if diagonal or sparse else columns, diagonal=diagonal, sparse=sparse,
-            mode=mode_of(request.mode), samples=samples,
+            mode=mode_of(request.mode), samples=samples, differences=differences,
         )  # fmt: skip
 
     def laplacian(self, request: pb.LaplacianRequest) -> Decoded:
@@ -184,9 +189,10 @@ class Decoder:
             if index not in wrt:
                 name = subject.function.signature.inputs[index].name
                 raise InvalidVector(f"{name!r} has a tangent but is not in wrt; add it there", field=vector.field)
+        differences, step = differences_of(request, subject)
         return self.decoded(
-            subject, vectors, function_pb2.OPERATOR_HVP, outputs,
-            wrt=wrt, vectors=indices, stack=stack, mode=mode_of(request.mode),
+            subject, vectors, function_pb2.OPERATOR_HVP, outputs, step,
+            wrt=wrt, vectors=indices, stack=stack, mode=mode_of(request.mode), differences=differences,
         )  # fmt: skip
 
     def jvp(self, request: pb.JvpRequest) -> Decoded:
@@ -194,9 +200,11 @@ class Decoder:
         subject = self.subject(request.function, request.inputs)
         outputs = subject.select_outputs(request.outputs, differentiable=True)
         indices, vectors, stack = subject.tangents(request.tangents, request.stacked)
+        differences, step = differences_of(request, subject)
         return self.decoded(
-            subject, vectors, function_pb2.OPERATOR_JVP, outputs, wrt=indices, vectors=indices, stack=stack
-        )
+            subject, vectors, function_pb2.OPERATOR_JVP, outputs, step,
+            wrt=indices, vectors=indices, stack=stack, differences=differences,
+        )  # fmt: skip
 
     def vjp(self, request: pb.VjpRequest) -> Decoded:
         """Reads a VjpRequest; raises as `evaluate` does."""
@@ -285,6 +293,8 @@ class Decoder:
             ResultTooLarge: the response would be.
             Pending: the query's sparsity pattern has to be found first.
         """
+        if operator != function_pb2.OPERATOR_EVALUATE and options.get("differences") is None:
+            subject.check_traced()
         arrays = (*subject.inputs, *moving)
         count = self._count(arrays)
         shared = tuple(not array.batched for array in arrays) if count is not None else ()

@@ -112,6 +112,7 @@ class Products:
                         "a stream for each point",
                         field=f"{array.field}.batched",
                     )
+            subject.check_traced()
             wrt = subject.select_inputs(request.wrt)
             outputs = subject.select_outputs(request.outputs, differentiable=True)
         except MalformedRequest:

@@ -76,6 +76,7 @@ def plan_jacobian(decoder: Decoder, request: pb.StreamJacobianRequest) -> RowPla
     subject = _one_point(decoder.subject(request.function, request.inputs))
     outputs = subject.select_outputs(request.outputs, differentiable=True)
     wrt = subject.select_inputs(request.wrt)
+    subject.check_traced()
     head = decoder.decoded(subject, (), function_pb2.OPERATOR_EVALUATE, outputs)
     query = Query(
         subject.function, function_pb2.OPERATOR_JACOBIAN, subject.specs, outputs,

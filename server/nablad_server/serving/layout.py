@@ -69,6 +69,8 @@ class Layout:
     def _fields(self, query: Query, outputs: Sequence[str]) -> list[Group]:
         message, groups = RESPONSES[query.operator]
         groups = DIAGONAL if query.diagonal else SPARSE[query.operator] if query.sparse else groups
+        if query.differences is not None:
+            groups = groups | {"errors": list(groups.values())[-1]}  # named as what they are the errors of
         return [
             (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
             # The standard errors come last, and only with an estimate.

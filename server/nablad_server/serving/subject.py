@@ -36,6 +36,16 @@ class Subject:
     specs: tuple[ArraySpec, ...]
     outputs: tuple[tuple[str, ArraySpec], ...]
 
+    def check_traced(self) -> None:
+        """Raises NotDifferentiable for a black box, which automatic differentiation cannot look into."""
+        if self.function.black_box is not None:
+            raise NotDifferentiable(
+                f"{self.function.reference} is a black box, which is not differentiated automatically; ask for finite "
+                "differences, which serve Gradient, Jacobian, Hessian, Hvp and Jvp",
+                field="function",
+                metadata={"function": self.function.reference},
+            )
+
     def tangents(self, tensors: Tensors, stacked: bool, field: str = "tangents") -> Vectors:
         """The inputs that have a tangent, the tangents, and how many are stacked."""
         names = [spec.name for spec in self.function.signature.inputs]

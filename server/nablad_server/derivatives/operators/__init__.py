@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from nablad.v1 import function_pb2
-from nablad_server.derivatives.operators import curvature, first, orders, rows, second, sparse
+from nablad_server.derivatives.operators import curvature, differences, first, orders, rows, second, sparse
 from nablad_server.derivatives.operators.leaves import (
     FlatFunction,
     Groups,
@@ -65,8 +65,20 @@ ROW_BLOCK = Operator(rows.row_block, rows.row_block_results)
 SPARSE_MATRIX = Operator(sparse.sparse_matrix, sparse.sparse_results)
 """A Jacobian or a Hessian without the elements that are always zero."""
 
+DIFFERENCES = {
+    function_pb2.OPERATOR_GRADIENT: differences.gradient,
+    function_pb2.OPERATOR_JACOBIAN: differences.jacobian,
+    function_pb2.OPERATOR_HESSIAN: differences.hessian,
+    function_pb2.OPERATOR_HVP: differences.hvp,
+    function_pb2.OPERATOR_JVP: differences.jvp,
+}
+"""The operators that finite differences serve: their results, and after them the errors of the last group."""
+
 
 def _operator(query: Query) -> Operator:
+    if query.differences is not None:
+        groups = OPERATORS[query.operator].results
+        return Operator(DIFFERENCES[query.operator], lambda q: (*groups(q), groups(q)[-1]))
     if query.sparse:
         return SPARSE_MATRIX
     return ROW_BLOCK if query.block_rows else OPERATORS[query.operator]

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from nablad_server.functions.function import Function
-from nablad_server.functions.registration import MARK, build
+from nablad_server.functions.registration import FILE_PREFIX, MARK, build
 
 GROUP = "nablad.functions"
 """Installed packages offer functions by entry points of this group; each names a module, or one function."""
@@ -31,7 +31,7 @@ def load(target: str) -> list[Function]:
     """
     path = Path(target)
     if path.suffix == ".py" or path.is_file():  # a directory may be a package
-        return _functions(_imported_file(path), f"file:{path.name}")
+        return _functions(imported_file(path), f"file:{path.name}")
     try:
         module = importlib.import_module(target)
     except Exception as error:  # whatever the module's own code raises
@@ -52,10 +52,12 @@ def load_entry_points() -> list[Function]:
     return functions
 
 
-def _imported_file(path: Path) -> ModuleType:
+def imported_file(path: str | Path) -> ModuleType:
+    """The module that a Python file makes. Raises ValueError if it cannot be imported."""
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"file:{path}: there is no such file")
-    name = f"nablad_functions_{path.stem}"
+    name = f"{FILE_PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"file:{path}: not a Python file")
