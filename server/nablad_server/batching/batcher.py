@@ -41,7 +41,10 @@ class Batcher:
         self._policy = policy
         self._observer = observer
         self._clock = clock
-        self._condition = threading.Condition()
+        lock = threading.RLock()
+        self._condition = threading.Condition(lock)
+        # Those who take what was set aside are not woken for anything else: waking a thread costs more than light work.
+        self._set_aside = threading.Condition(lock)
         self._lanes: dict[Hashable, Lane] = {}
         self._preparing: set[Hashable] = set()  # lanes whose program is being compiled
         self._turns = Turns()
@@ -110,7 +113,7 @@ class Batcher:
         """
         with self._condition:
             self._closed = True
-            self._condition.notify_all()
+            self._wake_all()
         finish_by = None if timeout is None else time.monotonic() + timeout
         for worker in self._workers:
             worker.join(None if finish_by is None else max(0.0, finish_by - time.monotonic()))
@@ -179,7 +182,7 @@ class Batcher:
                 lane.offer(ticket)
                 self._count(ticket, 1)
                 # Of two kinds of workers one may be unable to take it.
-                self._condition.notify_all()
+                (self._condition if lane.aside is None else self._set_aside).notify_all()
                 return
             ticket.state = State.DROPPED
         ticket.done(refusal)
@@ -203,9 +206,9 @@ class Batcher:
                 lane = self._next_lane(kind)
                 while lane is None:
                     if self._closed and not self._lanes:
-                        self._condition.notify_all()
+                        self._wake_all()
                         return
-                    self._condition.wait()
+                    (self._set_aside if kind is Worker.ASIDE else self._condition).wait()
                     lane = self._next_lane(kind)
                 batch, expired = lane.take(self._clock(), self._policy.max_points)
                 for ticket in expired:
@@ -228,8 +231,12 @@ class Batcher:
                     self._turns.charge(lane.key, self._clock() - started - prepared.seconds)
                     if prepared.aside is not None:
                         self._aside.discard(prepared.aside)
-                        self._condition.notify_all()  # others may wait for the same
+                        self._set_aside.notify_all()  # others may wait for the same
             del prepared, batch, expired  # what they hold is let go of before the wait
+
+    def _wake_all(self) -> None:
+        self._condition.notify_all()
+        self._set_aside.notify_all()
 
     def _next_lane(self, kind: Worker) -> Lane | None:
         key = self._turns.next(
@@ -271,7 +278,7 @@ class Batcher:
             # Found out now what it is: it goes back, for a worker of that kind.
             lane.heavy, lane.aside = True, prepared.aside
             lane.put_back(batch)
-            self._condition.notify_all()
+            self._wake_all()
             return None
         return prepared
 
@@ -281,13 +288,13 @@ class Batcher:
             self._preparing.discard(key)
             lane = self._lanes.get(key)
             if lane is None:
-                self._condition.notify_all()
+                self._wake_all()
                 return
             for ticket in lane.waiting():
                 ticket.compile_seconds = min(seconds, self._clock() - ticket.arrived)
             if error is not None:
                 self._fail(lane, error)
-            self._condition.notify_all()
+            self._wake_all()
         self._tell_failed()
 
     def _fail(self, lane: Lane, error: NabladError) -> None:
@@ -339,7 +346,7 @@ class Batcher:
         if lane.tickets == 0 and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
             if self._closed:
-                self._condition.notify_all()
+                self._wake_all()
 
     def _count(self, ticket: Ticket, sign: int) -> None:
         self._tickets += sign
