@@ -13,7 +13,7 @@ from nablad._calls import Mode, Names, Prepared, common, mode_number, output_nam
 from nablad._channel import ATTEMPTS, BACKOFF_SECONDS
 from nablad.errors import Internal, InvalidArgument, NabladError, Unavailable
 from nablad.framing import LENGTH, Field, fields
-from nablad.sparse import MatrixAxis
+from nablad.sparse import MatrixAxis, matrix_axes
 from nablad.tensors import Array, read
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import tensor_pb2
@@ -153,7 +153,7 @@ class Opened:
     def _describe_as(self, header: pb.MatrixHeader, head: Head) -> None:
         self.shape = header.row_count, header.column_count
         self.dtype = read(tensor_pb2.Tensor(dtype=header.dtype, shape=[0]), "header").dtype
-        self.rows, self.columns = _axes(header.rows), _axes(header.columns)
+        self.rows, self.columns = matrix_axes(header.rows), matrix_axes(header.columns)
         self.total_bytes = header.total_bytes
         self.value, self.gradient, self.non_finite, self.execution = head
 
@@ -300,10 +300,6 @@ def _view(rows: Rows, dtype: np.dtype[Any]) -> Array:
     return np.frombuffer(memoryview(rows.message)[rows.start : rows.stop], dtype).reshape(rows.count, -1)
 
 
-def _axes(axes: Sequence[tensor_pb2.MatrixAxis]) -> tuple[MatrixAxis, ...]:
-    return tuple(MatrixAxis(axis.name, tuple(axis.shape)) for axis in axes)
-
-
 def _lasting(header: pb.MatrixHeader) -> Any:
     """What every header of one matrix has in common."""
-    return header.row_count, header.column_count, header.dtype, _axes(header.rows), _axes(header.columns)
+    return header.row_count, header.column_count, header.dtype, matrix_axes(header.rows), matrix_axes(header.columns)

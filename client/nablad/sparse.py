@@ -129,8 +129,8 @@ def _has_scipy() -> bool:
 def sparsity(pattern: tensor_pb2.SparsityPattern, seconds: float | None = None) -> Sparsity:
     """A pattern, read."""
     return Sparsity(
-        _axes(pattern.rows),
-        _axes(pattern.columns),
+        matrix_axes(pattern.rows),
+        matrix_axes(pattern.columns),
         _indices(pattern.row_indices),
         _indices(pattern.column_indices),
         _indices(pattern.row_starts),
@@ -148,7 +148,8 @@ def _indices(tensor: tensor_pb2.Tensor) -> Array:
     return array
 
 
-def _axes(axes: Any) -> tuple[MatrixAxis, ...]:
+def matrix_axes(axes: Any) -> tuple[MatrixAxis, ...]:
+    """What the rows, or the columns, of a matrix are, read."""
     return tuple(MatrixAxis(axis.name, tuple(axis.shape)) for axis in axes)
 
 

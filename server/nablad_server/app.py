@@ -46,6 +46,9 @@ SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
 CATALOG_THREADS = 8
 """Threads for the services that grpc.server serves; each health watch and each reflection stream holds one."""
 
+BLACK_BOX_WORKERS = 8
+"""At most so many black boxes run at the same time."""
+
 ARRIVING_SECONDS = 0.2
 """How long a call may take from the connection to the gate: a large request arrives in many pieces."""
 
@@ -91,6 +94,8 @@ class App:
             max_bytes=settings.queue_bytes,
             direct_seconds=settings.direct_microseconds * 1e-6,
             heavy_workers=settings.workers,
+            # Each runs one call at a time.
+            aside_workers=min(BLACK_BOX_WORKERS, sum(f.black_box is not None for f in self._registry.all())),
         )
         self._statistics = Statistics()
         self._batcher = Batcher(LinearRunner(runner, self._cache), policy, self._statistics)

@@ -26,9 +26,7 @@ def declared_elements(query: Query) -> tuple[Array, Array] | None:
     if declare is None:
         return None
     specs = list(zip(query.function.signature.inputs, query.inputs, strict=True))
-    sizes: dict[str, int] = {}
-    for spec, array in specs:
-        sizes |= {dim: size for dim, size in zip(spec.shape or (), array.shape, strict=False) if isinstance(dim, str)}
+    sizes = query.function.signature.sizes(query.inputs)
     inputs = {index: array.size for index, (spec, array) in enumerate(specs) if spec.differentiable}
     outputs = {index: spec.size for index, spec in enumerate(query.output_specs) if spec.differentiable}
     down, chosen = (outputs, query.outputs) if jacobian else (inputs, query.wrt)

@@ -21,6 +21,7 @@ from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.declaration import declared_elements
 from nablad_server.derivatives.memory import inner_jaxprs
 from nablad_server.derivatives.operators.curvature import hessian_at
+from nablad_server.derivatives.operators.first import is_forward
 from nablad_server.derivatives.operators.leaves import FORWARD, REVERSE, Leaves, outputs_alone, pick
 from nablad_server.derivatives.pattern import (
     DECLARED,
@@ -96,7 +97,7 @@ def dense(query: Query, reason: str) -> Pattern:
             "@function(sparsity=...), or use products with vectors or a stream of rows",
             metadata={"rows": str(rows), "columns": str(columns), "limit": str(MAX_DENSE)},
         )
-    by_rows = _is_jacobian(query) and (query.mode == REVERSE or (query.mode != FORWARD and columns > rows))
+    by_rows = _is_jacobian(query) and not is_forward(query)
     count = rows if by_rows else columns
     coloring = Coloring(count, by_rows, np.arange(count, dtype=np.int32), None)
     row_indices = np.repeat(np.arange(rows, dtype=np.int32), columns)
@@ -108,9 +109,9 @@ def axes_of(query: Query) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
     """What the rows and the columns of the matrix are."""
     names = [spec.name for spec in query.function.signature.inputs]
     inputs = [Axis(name, spec.shape) for name, spec in zip(names, query.inputs, strict=True)]
-    columns = tuple(inputs[index] for index in query.wrt)
+    columns = tuple(inputs[index] for index in query.columns or query.wrt)
     if not _is_jacobian(query):
-        return columns, columns
+        return tuple(inputs[index] for index in query.wrt), columns
     outputs = [Axis(name, spec.shape) for name, spec in query.function.outputs_at(query.inputs)]
     return tuple(outputs[index] for index in query.outputs), columns
 

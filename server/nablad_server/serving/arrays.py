@@ -33,6 +33,11 @@ class RequestArray(NamedTuple):
     field: str
     converted: bool = False
 
+    @property
+    def literal(self) -> bool:
+        """Whether a request with other elements may come to something else: these are not simply taken as they are."""
+        return self.converted or self.spec.dtype.kind == "b"
+
 
 def by_name(
     tensors: Tensors, field: str, names: Sequence[str], unknown: Callable[[str, str], Exception]

@@ -7,13 +7,12 @@ differs from an earlier one in nothing but the elements of its tensors is not pa
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from nablad.errors import (
     InvalidBatch,
     InvalidOption,
     InvalidVector,
-    MalformedRequest,
     MissingInput,
     ResultTooLarge,
     UnknownInput,
@@ -30,6 +29,7 @@ from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_direction, listed, narrowed, near
 from nablad_server.serving.differences import differences_of
+from nablad_server.serving.endpoint import parsed
 from nablad_server.serving.layout import Layout
 from nablad_server.serving.sparsity import pattern_bytes, with_pattern
 from nablad_server.serving.subject import Subject
@@ -100,12 +100,7 @@ class Decoder:
         if found is not None:
             known = found.known
             return Decoded(known.query, Points(known.points, found.data), known.layout)
-        try:
-            request = kind.request.FromString(message[start:stop])
-        except DecodeError as error:
-            raise MalformedRequest(
-                f"{stop - start} bytes are not a well-formed {kind.request.DESCRIPTOR.full_name}: {error}"
-            ) from None
+        request = parsed(kind.request, message[start:stop])
         decoded = kind.decode(self, request)
         query, points, layout, paths = decoded
         if paths is not None:  # requests that differ in the elements of tensors alone come to the same
@@ -322,7 +317,7 @@ class Decoder:
             names = tuple(subject.outputs[index][0] for index in outputs)
             layout = self._layouts[key] = Layout(query, count is not None, names, known_pattern=known)
         # Equal queries become one and the same, so that looking for what is known about it is a matter of identity.
-        literal = bool(extras) or any(array.converted or array.spec.dtype.kind == "b" for array in arrays)
+        literal = bool(extras) or any(array.literal for array in arrays)
         fields = None if literal else tuple(array.field for array in arrays)
         return Decoded(layout.query, points, layout, fields)
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from nablad.errors import InvalidBatch, InvalidOption, InvalidVector, MalformedRequest, NabladError
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
@@ -104,14 +102,7 @@ class Products:
             return Opened(found.known, tuple(map(bytes, found.data)))
         try:
             request = parsed(pb.LinearizePoint, message[start:stop])
-            subject = decoder.subject(request.function, request.inputs)
-            for array in subject.inputs:
-                if array.batched:
-                    raise InvalidBatch(
-                        "a stream of products is about one point; send the input without an axis for points, and open "
-                        "a stream for each point",
-                        field=f"{array.field}.batched",
-                    )
+            subject = decoder.subject(request.function, request.inputs).at_one_point("products")
             subject.check_traced()
             wrt = subject.select_inputs(request.wrt)
             outputs = subject.select_outputs(request.outputs, differentiable=True)
@@ -123,7 +114,7 @@ class Products:
                 error.message, field=field, metadata=error.metadata, retry_after=error.retry_after
             ) from error
         place = self._place(decoder, subject, wrt, outputs)
-        if not any(array.converted or array.spec.dtype.kind == "b" for array in subject.inputs):
+        if not any(array.literal for array in subject.inputs):
             paths = [array.field for array in subject.inputs]
             self._points.add(pb.LinearizePoint, message, start, stop, paths=paths, known=place)
         return Opened(place, tuple(array.data for array in subject.inputs))
@@ -151,11 +142,7 @@ class Products:
         found = place.forms.find(pb.Product, message, start, stop)
         if found is not None:
             return found.known, found.data
-        try:
-            product = pb.Product.FromString(message[start:stop])
-        except DecodeError as error:
-            raise MalformedRequest(f"{stop - start} bytes are not a well-formed nablad.v1.Product: {error}") from None
-        form, vectors = _form(decoder, place, product)
+        form, vectors = _form(decoder, place, parsed(pb.Product, message[start:stop]))
         if not any(vector.converted for vector in vectors):
             paths = [vector.field for vector in vectors]
             place.forms.add(pb.Product, message, start, stop, paths=paths, known=form)

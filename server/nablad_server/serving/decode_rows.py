@@ -1,21 +1,22 @@
 """Requests for a stream of rows → what its header is made of, and what each of its blocks is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
-from nablad.errors import InvalidBatch, InvalidOption, ResultTooLarge
+from nablad.errors import InvalidOption, ResultTooLarge
 from nablad.tensors import NUMBERS
 from nablad.v1 import differentiation_pb2 as pb
-from nablad.v1 import function_pb2, tensor_pb2
+from nablad.v1 import function_pb2
+from nablad_server.derivatives.detection import axes_of
 from nablad_server.derivatives.operators import result_specs
 from nablad_server.derivatives.query import FIRST_ROW, Query
 from nablad_server.derivatives.runner import Points
 from nablad_server.functions.signature import ArraySpec
 from nablad_server.serving.decode import Decoded, Decoder, mode_of
-from nablad_server.serving.subject import Subject
+from nablad_server.serving.sparsity import axes_message
 
 BLOCK_BYTES = 2 << 20
 """About so large is a block: small enough to be held for many callers, large enough that its framing costs nothing."""
@@ -55,7 +56,7 @@ class RowKind(NamedTuple):
 
 def plan_hessian(decoder: Decoder, request: pb.StreamHessianRequest) -> RowPlan:
     """Reads a StreamHessianRequest. Raises InvalidArgument, NotFound, FailedPrecondition or OutOfRange."""
-    subject = _one_point(decoder.subject(request.function, request.inputs))
+    subject = decoder.subject(request.function, request.inputs).at_one_point("rows")
     outputs = subject.select_scalar_output(request.output)
     wrt = subject.select_inputs(request.wrt)
     columns = subject.select_inputs(request.columns, "columns") if request.columns else wrt
@@ -65,15 +66,12 @@ def plan_hessian(decoder: Decoder, request: pb.StreamHessianRequest) -> RowPlan:
         subject.function, function_pb2.OPERATOR_HESSIAN, subject.specs, outputs,
         wrt=wrt, columns=columns, mode=mode, block_rows=1,
     )  # fmt: skip
-    return _plan(
-        decoder, query, head,
-        rows=_input_axes(subject, wrt), columns=_input_axes(subject, columns), first_row=request.first_row,
-    )  # fmt: skip
+    return _plan(decoder, query, head, request.first_row)
 
 
 def plan_jacobian(decoder: Decoder, request: pb.StreamJacobianRequest) -> RowPlan:
     """Reads a StreamJacobianRequest; raises as `plan_hessian` does."""
-    subject = _one_point(decoder.subject(request.function, request.inputs))
+    subject = decoder.subject(request.function, request.inputs).at_one_point("rows")
     outputs = subject.select_outputs(request.outputs, differentiable=True)
     wrt = subject.select_inputs(request.wrt)
     subject.check_traced()
@@ -82,10 +80,7 @@ def plan_jacobian(decoder: Decoder, request: pb.StreamJacobianRequest) -> RowPla
         subject.function, function_pb2.OPERATOR_JACOBIAN, subject.specs, outputs,
         wrt=wrt, mode=mode_of(request.mode), block_rows=1,
     )  # fmt: skip
-    rows = [_axis(*subject.outputs[index]) for index in outputs]
-    return _plan(
-        decoder, query, head, rows=rows, columns=_input_axes(subject, wrt), first_row=request.first_row
-    )  # fmt: skip
+    return _plan(decoder, query, head, request.first_row)
 
 
 ROW_KINDS = {
@@ -95,26 +90,7 @@ ROW_KINDS = {
 """The streams of rows, by the name of their RPC."""
 
 
-def _one_point(subject: Subject) -> Subject:
-    for array in subject.inputs:
-        if array.batched:
-            raise InvalidBatch(
-                "a stream of rows is about one point; send the input without an axis for points, and open a stream for "
-                "each point",
-                field=f"{array.field}.batched",
-            )
-    return subject
-
-
-def _plan(
-    decoder: Decoder,
-    one_row: Query,
-    head: Decoded,
-    *,
-    rows: Sequence[tensor_pb2.MatrixAxis],
-    columns: Sequence[tensor_pb2.MatrixAxis],
-    first_row: int,
-) -> RowPlan:
+def _plan(decoder: Decoder, one_row: Query, head: Decoded, first_row: int) -> RowPlan:
     row_count, column_count = one_row.matrix_shape
     if first_row > row_count:
         raise InvalidOption(
@@ -131,9 +107,10 @@ def _plan(
     # A program needs a row to compute even where the matrix has none: then it is never run.
     block_rows = max(1, min(row_count, BLOCK_BYTES // row.bytes if row.bytes else row_count))
     query = replace(one_row, block_rows=block_rows)
+    rows, columns = axes_of(query)
     header = pb.MatrixHeader(
-        rows=rows,
-        columns=columns,
+        rows=axes_message(rows),
+        columns=axes_message(columns),
         dtype=NUMBERS[row.dtype],
         row_count=row_count,
         column_count=column_count,
@@ -142,12 +119,3 @@ def _plan(
         block_rows=block_rows,
     )
     return RowPlan(head, query, header, ArraySpec((block_rows, column_count), row.dtype))
-
-
-def _axis(name: str, spec: ArraySpec) -> tensor_pb2.MatrixAxis:
-    return tensor_pb2.MatrixAxis(name=name, shape=spec.shape)
-
-
-def _input_axes(subject: Subject, indices: Sequence[int]) -> list[tensor_pb2.MatrixAxis]:
-    inputs = subject.function.signature.inputs
-    return [_axis(inputs[index].name, subject.specs[index]) for index in indices]

@@ -17,7 +17,6 @@ from nablad.errors import (
     MalformedRequest,
     NabladError,
     TooManyLinearizations,
-    to_wire,
 )
 from nablad.framing import FIXED64, LENGTH, VARINT, Field, fields, prefix, tag, varint
 from nablad.v1 import differentiation_pb2 as pb
@@ -28,7 +27,7 @@ from nablad_server.derivatives.runner import Points
 from nablad_server.serving.decode_products import Opened, Products
 from nablad_server.serving.layout_products import ProductLayout
 from nablad_server.serving.linearizer import Kept, Linearizer
-from nablad_server.serving.stream import Stream, Window
+from nablad_server.serving.stream import ID_TAG, Stream, Window
 from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
 
@@ -41,9 +40,6 @@ ID = pb.Product.DESCRIPTOR.fields_by_name["id"].number
 OPENED = _RESPONSE.fields_by_name["opened"].number
 IDLE = pb.LinearizeOpened.DESCRIPTOR.fields_by_name["idle_seconds"].number
 ANSWERS = _RESPONSE.fields_by_name["answers"].number
-ERROR = pb.ProductAnswer.DESCRIPTOR.fields_by_name["error"].number
-
-ID_TAG = tag(ID, VARINT)
 
 OPENING = -1
 """Stands among the ids of products for the point itself."""
@@ -121,6 +117,7 @@ class Linearize(Stream):
     """One stream of products at one point."""
 
     request = _REQUEST.full_name
+    answers = ANSWERS
 
     def __init__(self, call: Call, desk: Desk, window: Window, registry: Linearizations) -> None:
         super().__init__(call, desk, window)
@@ -227,7 +224,7 @@ class Linearize(Stream):
             identity = _identity(message, field)
         if not self.enter(identity, field.stop - field.start):
             error = DuplicateName(f"the id {identity} is that of a product not yet answered", field="id")
-            self._answer_error(identity, error, owned=False)
+            self.fail(identity, error, owned=False)
             return
         failed = functools.partial(self._failed, identity)
         products = self._registry.products
@@ -264,14 +261,7 @@ class Linearize(Stream):
 
     def _failed(self, identity: int, error: NabladError) -> None:
         self._active = time.monotonic()
-        self._answer_error(identity, error, owned=True)
-
-    def _answer_error(self, identity: int, error: NabladError, *, owned: bool) -> None:
-        """`owned`: the id is that of the product that failed, and free now."""
-        body = to_wire(error).SerializeToString()
-        header = ID_TAG + varint(identity) + prefix(ERROR, len(body))
-        length = len(header) + len(body)
-        self.answer(identity if owned else None, [prefix(ANSWERS, length) + header, body], length)
+        self.fail(identity, error)
 
 
 def _identity(message: bytes, product: Field) -> int:

@@ -83,8 +83,8 @@ def message(pattern: Pattern, *, indices: bool = True) -> tensor_pb2.SparsityPat
             arrays[name] = to_tensor(getattr(pattern, name))
     return tensor_pb2.SparsityPattern(
         fingerprint=pattern.fingerprint,
-        rows=_axes(pattern.rows),
-        columns=_axes(pattern.columns),
+        rows=axes_message(pattern.rows),
+        columns=axes_message(pattern.columns),
         colors=pattern.coloring.count,
         source=pattern.source,
         reason=pattern.reason,
@@ -107,5 +107,6 @@ def encoded(pattern: Pattern) -> bytes:
     return found
 
 
-def _axes(axes: Sequence[Axis]) -> list[tensor_pb2.MatrixAxis]:
+def axes_message(axes: Sequence[Axis]) -> list[tensor_pb2.MatrixAxis]:
+    """What the rows, or the columns, of a matrix are, as it travels."""
     return [tensor_pb2.MatrixAxis(name=axis.name, shape=axis.shape) for axis in axes]

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from nablad.errors import MalformedRequest, NabladError
-from nablad.framing import Field, fields
+from nablad.errors import MalformedRequest, NabladError, to_wire
+from nablad.framing import VARINT, Field, fields, prefix, tag, varint
+from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
 from nablad_server.serving.layout import Part
 from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
+
+ID_TAG = tag(pb.Answer.DESCRIPTOR.fields_by_name["id"].number, VARINT)
+ERROR = pb.Answer.DESCRIPTOR.fields_by_name["error"].number
+"""The parts that the answers of all streams have are numbered alike."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class Stream:
 
     Attributes:
         request: the full name of the messages that come.
+        answers: the number of the answers in the messages that go.
         call: what the stream is carried by.
         desk: what requests are given to.
         arrived: when the message came that is being read, on time.monotonic's clock.
     """
 
     request: str
+    answers: int
 
     def __init__(self, call: Call, desk: Desk, window: Window) -> None:
         self.call = call
@@ -123,6 +130,13 @@ class Stream:
     def busy(self) -> bool:
         """Whether something is not yet answered."""
         return bool(self._open)
+
+    def fail(self, identity: int, error: NabladError, *, owned: bool = True) -> None:
+        """Answers with an error. `owned`: the id is that of the request that failed, and free now. From any thread."""
+        body = to_wire(error).SerializeToString()
+        header = ID_TAG + varint(identity) + prefix(ERROR, len(body))
+        length = len(header) + len(body)
+        self.answer(identity if owned else None, [prefix(self.answers, length) + header, body], length)
 
     def answer(self, identity: int | None, parts: list[Part], length: int, *, first: bool = False) -> None:
         """Sends so many bytes of a message, and closes an operation, if one is named. From any thread."""

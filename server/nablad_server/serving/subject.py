@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from nablad.errors import (
     DuplicateName,
+    InvalidBatch,
     InvalidOption,
     InvalidVector,
     NotDifferentiable,
@@ -45,6 +47,17 @@ class Subject:
                 field="function",
                 metadata={"function": self.function.reference},
             )
+
+    def at_one_point(self, what: str) -> Self:
+        """Itself. Raises InvalidBatch if an input runs over points; `what` is what the stream is of."""
+        for array in self.inputs:
+            if array.batched:
+                raise InvalidBatch(
+                    f"a stream of {what} is about one point; send the input without an axis for points, and open a "
+                    "stream for each point",
+                    field=f"{array.field}.batched",
+                )
+        return self
 
     def tangents(self, tensors: Tensors, stacked: bool, field: str = "tangents") -> Vectors:
         """The inputs that have a tangent, the tangents, and how many are stacked."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nablad_server.derivatives.operators.leaves import Leaves
+from nablad_server.derivatives.operators.leaves import Leaves, joined
 from nablad_server.derivatives.pattern import Coloring, Pattern
 
 PRODUCTS_TOGETHER = 16
@@ -30,7 +30,7 @@ def elements(product: Product, like: Leaves, pattern: Pattern, dtype: Any) -> An
     if not pattern.nonzeros:
         return jnp.zeros((0,), dtype)
     seeded = _seeded(like, coloring)
-    compressed = _each(lambda color: _joined(product(seeded(color)), dtype), coloring.count)
+    compressed = _each(lambda color: joined(product(seeded(color)), dtype), coloring.count)
     if coloring.places is None:
         return (compressed if coloring.by_rows else compressed.T).reshape(-1)
     flat = compressed.reshape(-1)
@@ -80,7 +80,3 @@ def _each(of: Callable[[Any], Any], count: int) -> Any:
     if count <= PRODUCTS_TOGETHER:
         return jax.vmap(of)(colors)
     return jax.lax.map(of, colors, batch_size=PRODUCTS_TOGETHER)
-
-
-def _joined(leaves: Leaves, dtype: Any) -> Any:
-    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])

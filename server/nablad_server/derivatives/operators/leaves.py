@@ -1,12 +1,13 @@
 """What the operators are made from: a function as one of some of its inputs, and the shapes of groups of results."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nablad.v1 import differentiation_pb2
+from nablad.v1 import differentiation_pb2, function_pb2
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.signature import ArraySpec
 
@@ -94,3 +95,16 @@ def input_specs(query: Query, indices: Sequence[int], stack: int | None = None) 
 def output_specs(query: Query, axes: tuple[int, ...]) -> Specs:
     """Those of results shaped like the chosen outputs, with more axes before."""
     return tuple(ArraySpec(axes + spec.shape, spec.dtype) for spec in value_specs(query))
+
+
+def matrix_dtype(query: Query) -> Any:
+    """The dtype of a Jacobian or a Hessian as one matrix: the widest of all its rows and columns."""
+    jacobian = query.operator == function_pb2.OPERATOR_JACOBIAN
+    rows = value_specs(query) if jacobian else input_specs(query, query.wrt)
+    every = rows + input_specs(query, query.columns or query.wrt)
+    return functools.reduce(jnp.promote_types, (spec.dtype for spec in every))
+
+
+def joined(leaves: Leaves, dtype: Any) -> Any:
+    """All elements of all leaves, in this dtype."""
+    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])

@@ -5,7 +5,6 @@ those of the inputs of the columns. What the rows have in common, the linearisat
 block; no array on the way is larger than the block, or than a few vectors.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +21,11 @@ from nablad_server.derivatives.operators.leaves import (
     PointFunction,
     Specs,
     filled,
-    input_specs,
+    joined,
+    matrix_dtype,
     outputs_alone,
     pick,
     scalar_alone,
-    value_specs,
 )
 from nablad_server.derivatives.query import Query
 from nablad_server.functions.signature import ArraySpec
@@ -63,11 +62,7 @@ def row_block(f: FlatFunction, query: Query) -> PointFunction:
 
 def row_block_results(query: Query) -> tuple[Specs, ...]:
     """One array [block_rows, columns], in the widest dtype of all rows and columns."""
-    jacobian = query.operator == function_pb2.OPERATOR_JACOBIAN
-    rows = value_specs(query) if jacobian else input_specs(query, query.wrt)
-    every = rows + input_specs(query, query.columns or query.wrt)
-    dtype = functools.reduce(jnp.promote_types, (spec.dtype for spec in every))
-    return ((ArraySpec((query.block_rows, query.matrix_shape[1]), dtype),),)
+    return ((ArraySpec((query.block_rows, query.matrix_shape[1]), matrix_dtype(query)),),)
 
 
 def is_forward(query: Query) -> bool:
@@ -90,7 +85,7 @@ def _forward_rows(f: FlatFunction, query: Query, point: Leaves, dtype: Any) -> _
 
     def block(first: Any) -> Any:
         def column(index: Any) -> Any:
-            whole = _joined(push(_unit(chosen, index)), dtype)
+            whole = joined(push(_unit(chosen, index)), dtype)
             return jax.lax.dynamic_slice(whole, (first,), (query.block_rows,))
 
         return jax.lax.map(column, jnp.arange(columns), batch_size=_together(columns, count + columns)).T
@@ -147,7 +142,7 @@ def _products(linear: _Linear, like: Leaves, first: Any, query: Query, dtype: An
     """The products with the unit vectors of the block's rows, a few at once."""
     elements = sum(query.matrix_shape)
     return jax.lax.map(
-        lambda row: _joined(linear(_unit(like, row)), dtype),
+        lambda row: joined(linear(_unit(like, row)), dtype),
         first + jnp.arange(query.block_rows),
         batch_size=_together(query.block_rows, elements),
     )
@@ -160,11 +155,6 @@ def _unit(like: Leaves, index: Any) -> Leaves:
         leaves.append((jnp.arange(leaf.size) == index - before).astype(leaf.dtype).reshape(leaf.shape))
         before += leaf.size
     return tuple(leaves)
-
-
-def _joined(leaves: Leaves, dtype: Any) -> Any:
-    """All elements of all leaves."""
-    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])
 
 
 def _together(count: int, elements: int) -> int:

@@ -1,10 +1,6 @@
 """Sparse Jacobians and Hessians: the elements that a pattern keeps, from one product for each of its colors."""
 
-import functools
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.operators.compression import elements
@@ -16,6 +12,7 @@ from nablad_server.derivatives.operators.leaves import (
     PointFunction,
     Specs,
     input_specs,
+    matrix_dtype,
     outputs_alone,
     pick,
     value_specs,
@@ -28,7 +25,7 @@ from nablad_server.functions.signature import ArraySpec
 def sparse_matrix(f: FlatFunction, query: Query) -> PointFunction:
     """The values, of a Hessian the gradient, and the elements that the query's pattern keeps, in its order."""
     pattern = pattern_of(query)
-    dtype = sparse_results(query)[-1][0].dtype
+    dtype = matrix_dtype(query)
     if query.operator == function_pb2.OPERATOR_HESSIAN:
 
         def hessian(point: Leaves, _: Leaves) -> Groups:
@@ -52,9 +49,7 @@ def sparse_results(query: Query) -> tuple[Specs, ...]:
     """The shapes of what `sparse_matrix` gives: the elements have the widest dtype of all rows and columns."""
     hessian = query.operator == function_pb2.OPERATOR_HESSIAN
     columns = input_specs(query, query.wrt)
-    rows = columns if hessian else value_specs(query)
-    dtype: Any = functools.reduce(jnp.promote_types, (spec.dtype for spec in rows + columns))
-    found = (ArraySpec((pattern_of(query).nonzeros,), dtype),)
+    found = (ArraySpec((pattern_of(query).nonzeros,), matrix_dtype(query)),)
     return (value_specs(query), columns, found) if hessian else (value_specs(query), found)
 
 
