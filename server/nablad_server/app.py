@@ -200,6 +200,8 @@ class App:
         self.start()
         signalled.wait()
         self.stop()
+        # The interpreter takes handlers away when it ends, and a late SIGTERM would then be this process's exit status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _build_server(self) -> grpc.Server:
         settings = self._settings

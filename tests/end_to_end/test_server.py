@@ -270,3 +270,11 @@ def test_settings_come_from_file_environment_and_command_line_in_that_order(tmp_
         assert "rosenbrock" not in {info.name for info in client.functions()}
         with pytest.raises(errors.InvalidBatch, match="expected 1 to 9"):
             client.gradient("cubes", np.ones((10, 2)), batched=True)
+
+
+def test_however_often_it_is_told_to_stop_it_ends_well() -> None:
+    with ServerProcess() as server:
+        while server.process.poll() is None:  # until the last moment, when the interpreter itself is ending
+            server.terminate()
+        assert server.stop() == 0
+        assert server.errors() == []
