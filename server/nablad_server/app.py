@@ -193,6 +193,9 @@ class App:
         def on_signal(number: int, _: object) -> None:
             if signalled.is_set() and number == signal.SIGINT:
                 os._exit(128 + number)
+            # One is enough. A handler would see the others, faster than it returns if they come fast, and would be taken
+            # away when the interpreter ends: a late SIGTERM would then be this process's exit status.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signalled.set()
 
         signal.signal(signal.SIGTERM, on_signal)
@@ -200,8 +203,6 @@ class App:
         self.start()
         signalled.wait()
         self.stop()
-        # The interpreter takes handlers away when it ends, and a late SIGTERM would then be this process's exit status.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _build_server(self) -> grpc.Server:
         settings = self._settings
