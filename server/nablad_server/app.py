@@ -193,8 +193,8 @@ class App:
         def on_signal(number: int, _: object) -> None:
             if signalled.is_set() and number == signal.SIGINT:
                 os._exit(128 + number)
-            # One is enough. A handler would see the others, faster than it returns if they come fast, and would be taken
-            # away when the interpreter ends: a late SIGTERM would then be this process's exit status.
+            # One is enough. A handler would see the others too, perhaps faster than it returns, and would be taken away
+            # when the interpreter ends: a late SIGTERM would then be this process's exit status.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signalled.set()
 
