@@ -27,7 +27,7 @@ class Answers:
     def __init__(self, exchanges: Sequence[Exchange], echo: int | None) -> None:
         self._exchanges = exchanges
         self._echo = echo
-        arrays = sum(array.nbytes for array in exchanges[0].expected)
+        arrays = exchanges[0].array_bytes
         self._lengths = (echo, echo) if echo is not None else (arrays, arrays + FRAMING_BYTES)
         self._odd: list[tuple[int, int]] = []
         self._kept: list[tuple[int, bytes]] = []

@@ -68,6 +68,13 @@ class Exchange:
     request: bytes
     expected: Arrays
 
+    @property
+    def array_bytes(self) -> int:
+        """The bytes of all arrays in the response: those expected, and of a gradient two norms a point."""
+        value, *_ = self.expected
+        norms = 2 * value.nbytes if self.workload.operator == "Gradient" else 0
+        return norms + sum(array.nbytes for array in self.expected)
+
     def flaw(self, response: bytes) -> str | None:
         """What is wrong with the response, or None."""
         return flaw(self.expected, answer(self.workload.operator, response))

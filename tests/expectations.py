@@ -93,6 +93,13 @@ def gradient(case: Case, point: Values, leaves: Sequence[str] | None = None) -> 
     return values(case, point, [case.scalar]) | {"gradient": {leaf: pairs[case.scalar, leaf] for leaf in chosen}}
 
 
+def gradient_and_norms(case: Case, point: Values) -> dict[str, Any]:
+    """The value, the gradient, and its L2 norms, over all leaves together and of each."""
+    found = gradient(case, point)
+    norms = {leaf: np.linalg.norm(np.ravel(slope)) for leaf, slope in found["gradient"].items()}
+    return found | {"norm": np.linalg.norm(list(norms.values())), "norms": norms}
+
+
 def jacobian(case: Case, point: Values) -> dict[str, Any]:
     """The values and all blocks."""
     pairs = case.scenario.jacobian(point)
@@ -234,7 +241,9 @@ OPERATORS: dict[str, Operator] = {
         "evaluate", lambda _: True, lambda _: {},
         lambda case, point: values(case, point, list(case.scenario.value(point))),
     ),
-    "gradient": Operator("gradient", _has_scalar, lambda case: {"wrt": case.leaves, "output": case.scalar}, gradient),
+    "gradient": Operator(
+        "gradient", _has_scalar, lambda case: {"wrt": case.leaves, "output": case.scalar}, gradient_and_norms
+    ),
     "jacobian": Operator("jacobian", lambda _: True, lambda case: {"wrt": case.leaves}, jacobian),
     "hessian": Operator(
         "hessian", _has_hessian, lambda case: {"wrt": case.leaves},

@@ -17,6 +17,7 @@ from nablad.client import Client, Function
 from nablad.errors import NabladError
 from nablad.linearize import Linearization
 from nablad.pipeline import Pipeline
+from nablad.reports import Comparison, Curvature, DerivativeCheck, GradientCheck, InputCheck, Layer, LayerReport
 from nablad.results import (
     Cost,
     Derivative,
@@ -31,6 +32,7 @@ from nablad.results import (
     Jacobian,
     Jvp,
     Laplacian,
+    NonFinite,
     ProgramInfo,
     RowBlock,
     TensorInfo,
@@ -41,8 +43,11 @@ from nablad.sparse import MatrixAxis, SparseMatrix, Sparsity
 
 __all__ = [
     "Client",
+    "Comparison",
     "Cost",
+    "Curvature",
     "Derivative",
+    "DerivativeCheck",
     "Differences",
     "DirectionalDerivative",
     "Evaluation",
@@ -51,15 +56,20 @@ __all__ = [
     "Function",
     "FunctionInfo",
     "Gradient",
+    "GradientCheck",
     "Hessian",
     "Hvp",
+    "InputCheck",
     "Jacobian",
     "Jvp",
     "Laplacian",
+    "Layer",
+    "LayerReport",
     "Linearization",
     "MatrixAxis",
     "Mode",
     "NabladError",
+    "NonFinite",
     "Pipeline",
     "ProgramInfo",
     "RowBlock",

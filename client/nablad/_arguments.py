@@ -36,8 +36,13 @@ class Arguments:
     trees: Mapping[str, Any]
 
     @classmethod
-    def bind(cls, info: FunctionInfo, positional: Sequence[Any], named: Mapping[str, Any]) -> "Arguments":
-        """Binds as Python would. Raises MissingInput or UnknownInput where Python would raise TypeError."""
+    def bind(
+        cls, info: FunctionInfo, positional: Sequence[Any], named: Mapping[str, Any], *, partly: bool = False
+    ) -> "Arguments":
+        """Binds as Python would. Raises MissingInput or UnknownInput where Python would raise TypeError.
+
+        `partly` allows arguments to be missing.
+        """
         parameters = list(dict.fromkeys(argument_of(spec.name) for spec in info.inputs))
         if len(positional) > len(parameters):
             raise UnknownInput(
@@ -51,7 +56,7 @@ class Arguments:
                 raise UnknownInput(f"{info.reference} has no argument {name!r}; it has {', '.join(parameters)}")
             bound[name] = tree
         missing = [name for name in parameters if name not in bound]
-        if missing:
+        if missing and not partly:
             raise MissingInput(f"{info.reference} also needs {', '.join(missing)}")
         return cls(info, bound)
 

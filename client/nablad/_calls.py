@@ -12,7 +12,9 @@ from google.protobuf.message import Message
 
 from nablad import results, trees
 from nablad._arguments import Arguments, Batched, argument_of, arrange_outputs, arrays, output_tensors
+from nablad._clipping import clipping
 from nablad._differences import Differencing, finite_difference
+from nablad._non_finite import first_non_finite
 from nablad.errors import InvalidArgument, InvalidOption
 from nablad.sparse import Patterns, SparseMatrix, Sparsity, native, sparsity
 from nablad.tensors import DTYPES, to_array
@@ -100,7 +102,7 @@ def _evaluate(
 def _gradient(
     info: results.FunctionInfo, function: str, positional: Sequence[Any], named: Mapping[str, Any],
     *, wrt: Names, output: str | None, mode: Mode, batched: Batched,
-    differences: Differencing = None,
+    differences: Differencing = None, clip_norm: float | None = None, clip_value: float | None = None,
 ) -> Prepared[results.Gradient]:  # fmt: skip
     """First derivatives of a scalar output."""
     arguments = Arguments.bind(info, positional, named)
@@ -108,12 +110,23 @@ def _gradient(
     request = pb.GradientRequest(
         function=function, inputs=arguments.tensors(batched), wrt=chosen.leaves, output=output or "",
         mode=mode_number(mode), finite_difference=finite_difference(differences),
+        clipping=clipping(clip_norm, clip_value),
     )  # fmt: skip
-    return Prepared(request, lambda response: results.Gradient(
-        *common(response, response.values, response.gradients, response.errors),
-        chosen.arrange(arrays(response.gradients)),
-        None if differences is None else chosen.arrange(arrays(response.errors)),
-    ))  # fmt: skip
+
+    def read(response: pb.GradientResponse) -> results.Gradient:
+        shared = common(response, response.values, response.gradients, response.errors, [response.norms])
+        gradients = arrays(response.gradients)
+        norm, each = _norms(response)
+        return results.Gradient(
+            *shared,
+            chosen.arrange(gradients),
+            None if differences is None else chosen.arrange(arrays(response.errors)),
+            norm,
+            None if norm is None else chosen.arrange(dict(zip(gradients, each, strict=True))),
+            first_non_finite(response, gradients),
+        )
+
+    return Prepared(request, read)
 
 
 def _jacobian(
@@ -462,6 +475,7 @@ def describe(function: function_pb2.Function) -> results.FunctionInfo:
         inputs=tuple(map(_tensor_info, function.signature.inputs)),
         outputs=tuple(map(_tensor_info, function.signature.outputs)),
         operators=tuple(_operator_name(operator) for operator in function.operators),
+        engine=_engine_name(function.engine),
     )
 
 
@@ -473,7 +487,16 @@ def _tensor_info(spec: function_pb2.TensorSpec) -> results.TensorInfo:
         DTYPES[dtype].name if dtype in DTYPES else tensor_pb2.Dtype.Name(dtype).removeprefix("DTYPE_").lower()
         for dtype in spec.dtypes
     )
-    return results.TensorInfo(spec.name, names, None if spec.any_shape else shape, spec.differentiable)
+    domain = (spec.domain.lowest, spec.domain.highest) if spec.HasField("domain") else None
+    return results.TensorInfo(spec.name, names, None if spec.any_shape else shape, spec.differentiable, domain)
+
+
+def _engine_name(engine: function_pb2.Engine.ValueType) -> str:
+    if engine == function_pb2.ENGINE_UNSPECIFIED:  # of a server older than this field
+        return "jax"
+    if engine not in function_pb2.Engine.values():  # of a server newer than this client
+        return f"engine_{engine}"
+    return function_pb2.Engine.Name(engine).removeprefix("ENGINE_").lower()
 
 
 def _operator_name(operator: function_pb2.Operator.ValueType) -> str:
@@ -523,6 +546,15 @@ def mode_number(mode: Mode) -> pb.Mode.ValueType:
     if mode not in _MODES:
         raise InvalidArgument(f"mode is {mode!r}; expected one of {', '.join(_MODES)}")
     return _MODES[mode]
+
+
+def _norms(response: pb.GradientResponse) -> tuple[Any, Sequence[Any]]:
+    """The global norm and those of the inputs: numbers, or arrays of all points; None of a server that tells none."""
+    if not response.HasField("norms"):
+        return None, ()
+    norms = to_array(response.norms.tensor)
+    norm, *each = norms.T if norms.ndim > 1 else norms.tolist()
+    return norm, each
 
 
 def _rows(blocks: Sequence[tensor_pb2.Block]) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,13 @@
 """The asyncio client: the same calls as `nablad.Client`, awaited."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 import grpc
 
-from nablad import _calls, _health, _rows, results
+from nablad import _calls, _diagnostics, _health, _rows, reports, results
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._channel import DEFAULT_ADDRESS, options
@@ -19,7 +19,7 @@ from nablad.aio_pipeline import Pipeline
 from nablad.aio_rows import RowStream
 from nablad.errors import InvalidArgument, NotFound, from_rpc_error
 from nablad.sparse import Sparsity
-from nablad.v1 import catalog_pb2, catalog_pb2_grpc, differentiation_pb2_grpc
+from nablad.v1 import catalog_pb2, catalog_pb2_grpc, diagnostics_pb2_grpc, differentiation_pb2_grpc
 
 __all__ = ["Client", "Function", "Pipeline", "RowStream"]
 
@@ -52,6 +52,7 @@ class Client:
         self._retries = retries
         self._stub = differentiation_pb2_grpc.DifferentiationServiceStub(self._channel)
         self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
+        self._diagnostics = diagnostics_pb2_grpc.DiagnosticsServiceStub(self._channel)
         self._plans = Plans()
 
     async def evaluate(
@@ -77,6 +78,8 @@ class Client:
         output: str | None = None,
         mode: Mode = "auto",
         differences: Differencing = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -84,11 +87,13 @@ class Client:
         """∇f of a scalar output, with its value: [points?] + input shape.
 
         `differences` asks for finite differences in place of automatic differentiation, by the name of a scheme or as
-        `Differences`; estimates of their errors come with them.
+        `Differences`; estimates of their errors come with them. `clip_norm` bounds the L2 norm of the gradient over all
+        inputs, or else `clip_value` the magnitude of each element, separately at each point.
         """
         return await self._call(
             _calls.GRADIENT, function, args, named, timeout,
-            wrt=wrt, output=output, mode=mode, differences=differences, batched=batched,
+            wrt=wrt, output=output, mode=mode, differences=differences, clip_norm=clip_norm, clip_value=clip_value,
+            batched=batched,
         )  # fmt: skip
 
     async def jacobian(
@@ -417,6 +422,89 @@ class Client:
         )  # fmt: skip
         return _calls.sparsity_found(await self._answer(self._catalog.GetSparsity, request, timeout))
 
+    @overload
+    async def curvature(
+        self, function: str, *args: Any, wrt: Names = ..., output: str | None = ..., batched: Literal[False] = ...,
+        timeout: float | None = ..., **named: Any,
+    ) -> reports.Curvature: ...  # fmt: skip
+
+    @overload
+    async def curvature(
+        self, function: str, *args: Any, wrt: Names = ..., output: str | None = ..., batched: Batched,
+        timeout: float | None = ..., **named: Any,
+    ) -> tuple[reports.Curvature, ...]: ...  # fmt: skip
+
+    async def curvature(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        output: str | None = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> reports.Curvature | tuple[reports.Curvature, ...]:
+        """What the Hessian of a scalar output is like: definite or not, its extreme eigenvalues, its condition.
+
+        One report, or with `batched` one for each point. The Hessian is over all elements of the inputs `wrt`, of which
+        there may be 2048.
+        """
+        info = self._plans.info(function) or await self.describe(function)
+        request = _diagnostics.curvature_request(info, function, args, named, wrt=wrt, output=output, batched=batched)
+        response = await self._answer(self._diagnostics.SummarizeCurvature, request, timeout)
+        return _diagnostics.curvatures(request, response)
+
+    async def layers(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        output: str | None = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> reports.LayerReport:
+        """What becomes of the gradient of a scalar output at every activation: whether it vanishes or explodes.
+
+        With `batched`, over all points together. `wrt` are the inputs whose gradients are listed, too.
+        """
+        info = self._plans.info(function) or await self.describe(function)
+        request = _diagnostics.layers_request(info, function, args, named, wrt=wrt, output=output, batched=batched)
+        return _diagnostics.layer_report(await self._answer(self._diagnostics.InspectLayers, request, timeout))
+
+    async def check_gradient(
+        self,
+        function: str,
+        *args: Any,
+        wrt: Names = None,
+        outputs: Names = None,
+        mode: Mode = "auto",
+        order: int = 1,
+        points: int = 0,
+        coordinates: int = 0,
+        directions: int = 0,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        dtype: str | None = None,
+        batched: Batched = False,
+        timeout: float | None = None,
+        **named: Any,
+    ) -> reports.GradientCheck:
+        """Whether derivatives are right: automatic differentiation compared with differences over a sweep of steps.
+
+        Arguments that are not given are sampled from the domain that the function declares, at `points` points (0: 3),
+        with a size for each symbol in `sizes`, in `dtype` where they are floating-point ones. Up to `coordinates`
+        elements of each input are moved one by one (0: 32), and all together along random `directions` (0: 4). Both
+        modes are checked unless `mode` names one; with `order` 2 the second derivatives of a scalar output, too.
+        """
+        info = self._plans.info(function) or await self.describe(function)
+        request = _diagnostics.check_request(
+            info, function, args, named,
+            wrt=wrt, outputs=outputs, mode=mode, order=order, points=points, coordinates=coordinates,
+            directions=directions, seed=seed, sizes=sizes, dtype=dtype, batched=batched,
+        )  # fmt: skip
+        return _diagnostics.gradient_check(await self._answer(self._diagnostics.CheckGradient, request, timeout))
+
     async def healthy(self, timeout: float = 5.0) -> bool:
         """Whether the server says that it serves; False also if it cannot be reached in time."""
         check: Callable[..., Any] = self._channel.unary_unary(_health.METHOD)
@@ -492,6 +580,9 @@ class Function:
         self.derivative = partial(client.derivative, name)
         self.laplacian = partial(client.laplacian, name)
         self.sparsity = partial(client.sparsity, name)
+        self.check_gradient = partial(client.check_gradient, name)
+        self.curvature = partial(client.curvature, name)
+        self.layers = partial(client.layers, name)
         self.stream_hessian = partial(client.stream_hessian, name)
         self.stream_jacobian = partial(client.stream_jacobian, name)
         self.linearize = partial(client.linearize, name)

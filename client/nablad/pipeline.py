@@ -75,6 +75,8 @@ class Pipeline:
         output: str | None = None,
         mode: Mode = "auto",
         differences: Differencing = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         batched: Batched = False,
         timeout: float | None = None,
         **named: Any,
@@ -82,7 +84,8 @@ class Pipeline:
         """A future of what `Client.gradient` gives."""
         return self._submit(
             _calls.GRADIENT, function, args, named, timeout,
-            wrt=wrt, output=output, mode=mode, differences=differences, batched=batched,
+            wrt=wrt, output=output, mode=mode, differences=differences, clip_norm=clip_norm, clip_value=clip_value,
+            batched=batched,
         )  # fmt: skip
 
     def jacobian(

@@ -5,6 +5,7 @@ With respect to several it is a dictionary by argument. A value is an array if t
 structure that the function returns, in dictionaries and lists.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +53,41 @@ class Evaluation(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class NonFinite:
+    """An element that is NaN or infinite.
+
+    Attributes:
+        field: the field of the response that it is in, such as `values[0]` or `gradients[1]`.
+        name: the output or the input that the tensor there is named by.
+        index: the element, an index for each axis, that of the point included.
+        among: of an answer about many points the field, the name and the array of all that it is the first of.
+    """
+
+    field: str
+    name: str
+    index: tuple[int, ...]
+    among: tuple[tuple[str, str, Array], ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Gradient(Result):
     """∇f.
 
     Attributes:
-        gradient: [points?] + input shape.
-        errors: of finite differences estimates of the errors of `gradient`, in the same form; None of others.
+        gradient: [points?] + input shape; within the bound of a call with `clip_norm` or `clip_value`.
+        errors: of finite differences estimates of the errors of ∇f before clipping, in the form of `gradient`; None of
+            others.
+        norm: the L2 norm of ∇f over all inputs, before clipping: a number, or for many points an array of them.
+        norms: those of the single inputs, in the form of `gradient`.
+        first_non_finite: the first element of `value` or else of `gradient` that is NaN or infinite; None if all are
+            finite.
     """
 
     gradient: Any
     errors: Any = None
+    norm: Any = None
+    norms: Any = None
+    first_non_finite: NonFinite | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +224,14 @@ class TensorInfo:
         dtypes: the dtypes accepted, by numpy's names; empty for any.
         shape: for each axis a size, a symbol, or None for any size; None for any shape.
         differentiable: whether it can be differentiated.
+        domain: the lowest and the highest element that it is meant to have; None if that is not declared.
     """
 
     name: str
     dtypes: tuple[str, ...]
     shape: tuple[int | str | None, ...] | None
     differentiable: bool
+    domain: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +247,7 @@ class FunctionInfo:
         inputs: in the order of the function's arguments.
         outputs: empty if they depend on what the function is given.
         operators: what can be asked: `gradient`, `hessian`, …
+        engine: what computes it: `jax`, `torch`, or `python` for a black box.
     """
 
     name: str
@@ -229,6 +258,7 @@ class FunctionInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     operators: tuple[str, ...]
+    engine: str = "jax"
 
     @property
     def reference(self) -> str:

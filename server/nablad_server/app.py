@@ -27,9 +27,10 @@ from nablad_server.functions.function import Function
 from nablad_server.functions.registration import build
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.sources import builtin, python
-from nablad_server.serving import catalog, differentiation
+from nablad_server.serving import catalog, diagnostics, differentiation
 from nablad_server.serving.catalog import catalog_service
 from nablad_server.serving.decode import Decoder
+from nablad_server.serving.diagnostics import diagnostics_service
 from nablad_server.serving.differentiation import methods
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
@@ -41,7 +42,7 @@ from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
 from nablad_server.serving.work import KINDS, Desk
 
-SERVICES = (differentiation.SERVICE.full_name, catalog.SERVICE.full_name)
+SERVICES = (differentiation.SERVICE.full_name, diagnostics.SERVICE.full_name, catalog.SERVICE.full_name)
 
 CATALOG_THREADS = 8
 """Threads for the services that grpc.server serves; each health watch and each reflection stream holds one."""
@@ -103,8 +104,8 @@ class App:
         self._decoder = Decoder(self._registry, self._patterns, settings.max_points, settings.max_result_bytes)
         self._gate = Gate()
         self._health = health.HealthServicer()
-        self._server = self._build_server()
         desk = Desk(self._decoder, self._patterns, self._batcher, self._gate, self._statistics)
+        self._server = self._build_server(desk)
         window = Window(settings.stream_operations, settings.stream_bytes)
         self._linearizations = Linearizations(
             Linearizer(self._cache, self._batcher, Budget(settings.linearization_bytes)),
@@ -204,7 +205,7 @@ class App:
         signalled.wait()
         self.stop()
 
-    def _build_server(self) -> grpc.Server:
+    def _build_server(self, desk: Desk) -> grpc.Server:
         settings = self._settings
         server = grpc.server(
             ThreadPoolExecutor(CATALOG_THREADS, thread_name_prefix="nablad-call"),
@@ -221,7 +222,8 @@ class App:
             registry=self._registry, decoder=self._decoder, patterns=self._patterns, statistics=self._statistics,
             explainer=explainer, gate=self._gate,
         )  # fmt: skip
-        server.add_generic_rpc_handlers((handlers,))
+        diagnoses = diagnostics_service(registry=self._registry, decoder=self._decoder, desk=desk, gate=self._gate)
+        server.add_generic_rpc_handlers((handlers, diagnoses))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -14,9 +14,7 @@ from rich.table import Table
 
 from nablad.client import Client
 from nablad.results import Result
-from nablad_server.app import App
-from nablad_server.config import Settings
-from nablad_server.telemetry import configure_logging
+from nablad_server.embedded import embedded
 
 
 class Example(NamedTuple):
@@ -105,32 +103,22 @@ def _row(client: Client, example: Example) -> tuple[tuple[str, ...], float]:
 @click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Also save what is printed as a picture.")
 def demo(svg: str | None) -> None:
     """Start an embedded server on a free port and print derivatives that it computes, beside their exact values."""
-    configure_logging("warning", "text")
     console = Console(width=None if sys.stdout.isatty() and not svg else 132, record=svg is not None)
     started = time.perf_counter()
-    app = App(Settings(address="127.0.0.1:0", functions=[], drain_pause_seconds=0))
-    app.start()
-    try:
-        with Client(app.address) as client:
-            count = len(list(client.functions()))
-            console.print(
-                f"A server with {count} functions listens on {app.address}. Each line below is a gRPC call.\n"
-            )
-            table = Table(header_style="bold", box=None, pad_edge=False)
-            for column in ("function", "point", "operator", "result", "exact", "rel. error", "time"):
-                table.add_column(
-                    column, overflow="fold", justify="right" if column in ("rel. error", "time") else "left"
-                )
-            errors = []
-            with console.status("compiling and calling") as status:
-                for example in EXAMPLES:
-                    status.update(f"compiling and calling: {example.operator} of {example.function}")
-                    row, error = _row(client, example)
-                    table.add_row(*row)
-                    errors.append(error)
-            console.print(table)
-    finally:
-        app.stop()
+    with embedded() as address, Client(address) as client:
+        count = len(list(client.functions()))
+        console.print(f"A server with {count} functions listens on {address}. Each line below is a gRPC call.\n")
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        for column in ("function", "point", "operator", "result", "exact", "rel. error", "time"):
+            table.add_column(column, overflow="fold", justify="right" if column in ("rel. error", "time") else "left")
+        errors = []
+        with console.status("compiling and calling") as status:
+            for example in EXAMPLES:
+                status.update(f"compiling and calling: {example.operator} of {example.function}")
+                row, error = _row(client, example)
+                table.add_row(*row)
+                errors.append(error)
+        console.print(table)
     console.print(
         f"\n{len(errors)} results, largest relative error {max(errors):.1e}; {time.perf_counter() - started:.1f} s "
         "in all, compiling included.\nTry it yourself: nablad serve, and in another terminal nablad list."

@@ -107,6 +107,27 @@ def test_pickled_files_are_not_opened(run: Any, tmp_path: Path) -> None:
     assert "allow_pickle=False" in result.output
 
 
+def test_a_gradient_is_shown_with_its_norms_and_clipped(run: Any) -> None:
+    call = ("gradient", "x2y_3xy2", "-i", "x=1", "-i", "y=2")  # ∇ = (2xy + 3y², x² + 6xy) = (16, 13)
+    plain, scaled = answer(run(*call, "--json")), answer(run(*call, "--clip-norm", "1", "--json"))
+    assert plain["norms"] == {"x": 16.0, "y": 13.0}
+    assert plain["norm"] == scaled["norm"] == pytest.approx(np.hypot(16, 13), rel=1e-15)
+    assert np.hypot(*scaled["gradient"].values()) == pytest.approx(1, rel=1e-15)
+    assert answer(run(*call, "--clip-value", "14", "--json"))["gradient"] == {"x": 14.0, "y": 13.0}
+    assert "norms[x]" in run(*call).stdout
+    alone = run("gradient", "sin", "-i", "x=0").stdout
+    assert "norm " in alone
+    assert "norms" not in alone
+
+
+def test_where_a_gradient_is_not_finite_is_said(run: Any) -> None:
+    call = ("gradient", "ln", "-i", "x=1,0", "--batched")
+    found = answer(run(*call, "--json"))
+    assert found["first_non_finite"] == {"field": "values[0]", "name": "value", "index": [1]}
+    assert "the first is values[0] (value) at [1]" in " ".join(run(*call).stdout.split())
+    assert "first_non_finite" not in answer(run("gradient", "ln", "-i", "x=1", "--json"))
+
+
 def test_not_finite_numbers_are_named_in_json(run: Any) -> None:
     found = answer(run("derivative", "ln", "-i", "x=0", "--json"))
     assert found["non_finite"] is True
@@ -124,6 +145,8 @@ def test_not_finite_numbers_are_named_in_json(run: Any) -> None:
         (("gradient", "softmax", "-i", "x=1,2"), "NotScalar"),
         (("hvp", "rosenbrock", "-i", "x=1,2"), "give the tangent"),
         (("gradient", "rosenbrock", "-i", "x=1,2", "--step", "0.5"), "say which with --differences"),
+        (("gradient", "sin", "-i", "x=1", "--clip-norm", "1", "--clip-value", "1"), "give one of them"),
+        (("gradient", "sin", "-i", "x=1", "--clip-norm", "-1"), "expected a positive number"),
     ],
 )
 def test_errors_are_one_clear_line(run: Any, arguments: tuple[str, ...], says: str) -> None:

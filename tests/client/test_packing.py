@@ -265,6 +265,7 @@ def test_rows_of_nested_results_and_their_own_flags() -> None:
     assert first.value["b"][0].shape == (3,)
     assert second.jacobian["x"].tolist() == [np.inf]
     assert [first.non_finite, second.non_finite] == [False, True]
+    assert first.execution is ran
     calm = Gradient(np.zeros(2), False, ran, np.zeros((2, 3)))
     assert [row.non_finite for row in rows(calm, 2)] == [False, False]
     assert all(row.gradient.flags.writeable and row.value.flags.writeable for row in rows(calm, 2))

@@ -67,6 +67,12 @@ def test_a_pipeline_has_every_operator_with_the_options_of_the_client() -> None:
 
 
 def test_the_menu_is_complete() -> None:
-    public = {name for name in vars(nablad.results) if inspect.isclass(vars(nablad.results)[name])}
-    assert set(nablad.__all__) >= public - {"Any", "Result", "Array"}
+    modules = (nablad.results, nablad.reports)
+    public = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    }
+    assert set(nablad.__all__) >= public - {"Result"}
     assert all(hasattr(nablad, name) for name in nablad.__all__)

@@ -139,7 +139,7 @@ def quartic(x: Float[Array, "n"]) -> Float[Array, ""]:
 def test_results_have_the_dtype_of_their_inputs(dtype: Any) -> None:
     x = np.array([-1.5, 0.25, 1.0])
 
-    (value,), (gradient,) = answer(query_of(quartic, GRADIENT, (spec((3,), dtype),)), x)
+    (value,), (gradient,), _ = answer(query_of(quartic, GRADIENT, (spec((3,), dtype),)), x)
 
     assert (value.dtype, gradient.dtype) == (np.dtype(dtype), np.dtype(dtype))
     eps = float(jnp.finfo(dtype).eps)
@@ -177,7 +177,7 @@ def test_a_shared_array_is_the_same_for_every_point(bucket: int) -> None:
     x, A = rng.normal(size=(bucket, 3)), rng.normal(size=(3, 3))
     shared = program_of(query_of(bilinear, GRADIENT, (spec((3,)), spec((3, 3))), shared=(False, True)), bucket)
 
-    values, by_x, by_A = shared.run([x, A])
+    values, by_x, by_A, _ = shared.run([x, A])
 
     np.testing.assert_allclose(values, np.einsum("pi,ij,pj->p", x, A, x), rtol=1e-13)
     np.testing.assert_allclose(by_x, x @ (A + A.T), rtol=1e-13)
@@ -188,9 +188,10 @@ def test_a_shared_array_is_the_same_for_every_point(bucket: int) -> None:
 def test_arrays_without_elements_are_arrays(bucket: int) -> None:
     program = program_of(query_of(bilinear, GRADIENT, (spec((0,)), spec((0, 0)))), bucket)
 
-    values, by_x, by_A = program.run([np.zeros((bucket, 0)), np.zeros((bucket, 0, 0))])
+    values, by_x, by_A, norms = program.run([np.zeros((bucket, 0)), np.zeros((bucket, 0, 0))])
 
     assert values.tolist() == [0.0] * bucket
+    assert norms.tolist() == [[0.0] * 3] * bucket
     assert (by_x.shape, by_A.shape) == ((bucket, 0), (bucket, 0, 0))
 
 

@@ -157,7 +157,9 @@ def test_a_gradient_is_the_closed_form(warm: Bench) -> None:
 
     (result,) = warm.prepare_now(ENTROPY, 5)([points(x, w)])
 
-    ((value,), (by_x, by_w)) = whole(result)
+    ((value,), (by_x, by_w), (norms,)) = whole(result)
+    np.testing.assert_allclose(norms[:, 0] ** 2, (by_x**2).sum(1) + by_w**2, rtol=1e-14)
+    np.testing.assert_allclose(norms[:, 1:], np.stack([np.linalg.norm(by_x, axis=1), np.abs(by_w)], 1), rtol=1e-14)
     column = w[:, None]
     np.testing.assert_allclose(value, w * (x * np.log(x)).sum(1) + (1 / (x + column)).sum(1), rtol=1e-13)
     np.testing.assert_allclose(by_x, column * (1 + np.log(x)) - 1 / (x + column) ** 2, rtol=1e-12)
@@ -299,7 +301,7 @@ def test_a_function_that_calls_back_says_so(bench: Make) -> None:
     [
         ({"max_bucket": 4}, 4),
         ({"max_bucket": 7}, 4),
-        ({"max_batch_bytes": 64 * 5}, 4),  # 32 bytes of arguments and 40 of results for one point
+        ({"max_batch_bytes": 96 * 5}, 4),  # 32 bytes of arguments and 64 of results for one point
         ({"max_batch_bytes": 1}, 1),
     ],
 )
@@ -379,7 +381,7 @@ def test_a_shared_array_is_sent_once(bench: Make, count: int) -> None:
 
     (result,) = bench(max_bucket=2).run(query, points(x, A, count=count))
 
-    (value,), (by_x, by_A) = whole(result)
+    (value,), (by_x, by_A), _ = whole(result)
     np.testing.assert_allclose(value, np.einsum("pi,ij,pj->p", x, A, x), rtol=1e-12)
     np.testing.assert_allclose(by_x, x @ (A + A.T), rtol=1e-12)
     np.testing.assert_allclose(by_A, np.einsum("pi,pj->pij", x, x), rtol=1e-12)
@@ -393,7 +395,7 @@ def test_arrays_without_elements_keep_their_points(bench: Make, sizes: list[int]
     results = bench(max_bucket=4).run(query, *members)
 
     for n, result in zip(sizes, results, strict=True):
-        (value,), (by_x, by_A) = whole(result)
+        (value,), (by_x, by_A), _ = whole(result)
         assert (value.tolist(), by_x.shape, by_A.shape) == ([0.0] * n, (n, 0), (n, 0, 0))
 
 

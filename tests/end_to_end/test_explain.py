@@ -70,7 +70,7 @@ def test_a_gradient_costs_a_few_evaluations_and_the_numbers_are_those_of_the_mat
     assert 1.9 < found.flops_ratio < 3.1
     assert found.seconds_ratio > 0
     assert found.cost.accessed_bytes > matrix.nbytes
-    assert found.result_bytes == 8 * (n + 1)
+    assert found.result_bytes == 8 * (1 + n + 2)  # the value, the gradient and its norms
     assert found.cost.memory_bytes >= matrix.nbytes + x.nbytes + found.result_bytes
 
 

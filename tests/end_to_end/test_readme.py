@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
-    functions, calls, pipelines, second_order = blocks("python")
+    functions, calls, pipelines, second_order, trust = blocks("python")
     (tmp_path / "models.py").write_text(functions)
     with ServerProcess(tmp_path / "models.py") as server:
         found: dict[str, Any] = {}
@@ -36,6 +36,12 @@ def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
         assert found["hessian"].nnz == 59_998
         assert np.isclose(sum(found["traces"]), found["hessian"].diagonal().sum(), rtol=1e-12)
         assert np.allclose(found["product"], found["hessian"] @ np.ones(20_000), rtol=1e-9, atol=1e-9)
+        exec(trust.replace("127.0.0.1:50051", server.address), found)  # noqa: S102 - likewise
+        assert found["check"].verdict == "pass"
+        assert np.isclose(found["clipped"].norm, np.hypot(215.6, 88.0), rtol=1e-14)
+        assert np.isclose(np.linalg.norm(found["clipped"].gradient), 1, rtol=1e-14)
+        assert found["curvature"].definiteness == "positive_definite"
+        assert round(found["curvature"].condition_number) == 2508
         largest = eigsh(found["hessian"], k=3, return_eigenvectors=False)
         assert np.allclose(found["largest"], largest, rtol=1e-9)
         with nablad.Client(server.address) as client:

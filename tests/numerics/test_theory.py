@@ -25,6 +25,10 @@ HIDDEN = 256
 """Rows of the hidden layer: so many that little but its matrix product counts."""
 SIZES = np.array([8, 16, 32, 64, 128])
 
+WIDTH = 1000
+"""Elements of the state of a chain: so many that little but the states counts."""
+DEPTHS = np.array([10, 100, 1000])
+
 Mode = Literal["auto", "forward", "reverse"]
 MODES: tuple[Mode, ...] = ("forward", "reverse")
 
@@ -227,3 +231,26 @@ def test_what_is_counted_is_what_is_computed(networks: nablad.Client) -> None:
     expected = (1 + 2 * (W @ x)) @ W
     for mode in MODES:
         assert_allclose(networks.gradient("energy", x, W, wrt="x", mode=mode).gradient, expected, rtol=1e-12)
+
+
+# The memory of a sweep back
+
+
+def extra_values(client: nablad.Client, operator: str, depth: int, **options: Any) -> float:
+    """How many vectors of its state a derivative of a chain of so many steps holds, besides what the chain takes."""
+    found = client.explain(operator, "chain", np.ones(WIDTH), np.ones(depth), **options)
+    return (found.cost.memory_bytes - found.function_cost.memory_bytes) / (8 * WIDTH)
+
+
+def test_a_sweep_back_keeps_what_every_operation_gave(networks: nablad.Client) -> None:
+    """Its memory is proportional to the number of operations: here to the steps, one or two vectors for each."""
+    held = [extra_values(networks, "gradient", depth, wrt="x") for depth in DEPTHS]
+    slope, _ = np.polyfit(DEPTHS, held, 1)
+    assert 0.99 <= slope <= 2.01
+    assert_allclose(np.diff(held) / np.diff(DEPTHS), slope, rtol=0.05)
+
+
+def test_a_sweep_forward_keeps_nothing(networks: nablad.Client) -> None:
+    held = [extra_values(networks, "jvp", depth, tangent={"x": np.ones(WIDTH)}) for depth in DEPTHS]
+    assert max(held) - min(held) < 1
+    assert max(held) < 8

@@ -93,7 +93,9 @@ def found_holes(operator: str, message: bytes) -> list[tuple[int, int]]:
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "Evaluate": {"outputs": st.sampled_from([[], ["s"], ["s", "p"]])},
     "Gradient": {
-        "wrt": st.sampled_from([[], ["x"], ["y", "x"]]), "output": st.just("s"), "mode": st.sampled_from([0, 1, 2, 3])
+        "wrt": st.sampled_from([[], ["x"], ["y", "x"]]), "output": st.just("s"), "mode": st.sampled_from([0, 1, 2, 3]),
+        "clipping": st.sampled_from([None, pb.Clipping(value=0.5), pb.Clipping(global_norm=2.0), pb.Clipping()]),
+        "finite_difference": st.sampled_from([None, pb.FiniteDifference(step=0.25)]),
     },
     "Jacobian": {"wrt": st.sampled_from([[], ["y"]]), "outputs": st.sampled_from([[], ["p"]])},
     "Hessian": {
@@ -282,12 +284,13 @@ def test_a_direction_is_checked_every_time() -> None:
 
 
 GRADIENT = pb.GradientRequest(function="model", inputs=MODEL, wrt=["x"], output="s", mode=pb.MODE_AUTO)
+CLIPPED = pb.GradientRequest(function="model", inputs=MODEL, output="s", clipping=pb.Clipping(value=0.5))
 JVP = pb.JvpRequest(
     function="model", inputs=[*MODEL[1:], named("x", [[1.0], [2.0]], batched=True)], tangents=[named("y", 2.0)]
 )
 
 
-@pytest.mark.parametrize(("operator", "request_"), [("Gradient", GRADIENT), ("Jvp", JVP)])
+@pytest.mark.parametrize(("operator", "request_"), [("Gradient", GRADIENT), ("Gradient", CLIPPED), ("Jvp", JVP)])
 def test_whatever_byte_changes_a_known_request_comes_to_what_it_would_have(operator: str, request_: Message) -> None:
     message, reader = request_.SerializeToString(), Reader()
     assert not seen(reader, operator, message).error

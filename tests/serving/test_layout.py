@@ -20,10 +20,11 @@ from nablad.v1 import function_pb2
 from nablad.v1.tensor_pb2 import Block, NamedTensor
 from nablad_server.batching.ticket import Outcome
 from nablad_server.derivatives.operators import OPERATORS, result_specs
-from nablad_server.derivatives.query import Differences, Query
+from nablad_server.derivatives.query import Clip, Differences, Query
 from nablad_server.derivatives.runner import Results
 from nablad_server.functions.registration import build
 from nablad_server.serving.layout import Layout
+from nablad_server.serving.layout_rows import HeaderLayout
 from queries import query_of, spec
 
 
@@ -50,15 +51,20 @@ class Case(NamedTuple):
         return query_of(PAIR, operator, (spec((n,), dtype), spec((), dtype)), **self.options)
 
 
-P, S, X, Y = ("p",), ("s",), ("x",), ("y",)
+P, S, X, Y, NORMS = ("p",), ("s",), ("x",), ("y",), ("norms",)
 BOTH: dict[str, Any] = {"outputs": (0, 1)}
 SCALAR: dict[str, Any] = {"outputs": (1,)}
 DIFFERENCES: dict[str, Any] = {"differences": Differences(pb.DIFFERENCE_SCHEME_CENTRAL)}
 CASES = {
     "evaluate": Case("EVALUATE", pb.EvaluateResponse, BOTH, {"values": [P, S]}),
-    "gradient": Case("GRADIENT", pb.GradientResponse, SCALAR, {"values": [S], "gradients": [X, Y]}),
+    "gradient": Case(
+        "GRADIENT", pb.GradientResponse, SCALAR, {"values": [S], "gradients": [X, Y], "norms": [NORMS]}),
     "gradient by y and x": Case(
-        "GRADIENT", pb.GradientResponse, SCALAR | {"wrt": (1, 0)}, {"values": [S], "gradients": [Y, X]}),
+        "GRADIENT", pb.GradientResponse, SCALAR | {"wrt": (1, 0)},
+        {"values": [S], "gradients": [Y, X], "norms": [NORMS]}),
+    "clipped gradient": Case(
+        "GRADIENT", pb.GradientResponse, SCALAR | {"wrt": (0,), "clipping": Clip.VALUE},
+        {"values": [S], "gradients": [X], "norms": [NORMS]}),
     "jacobian": Case(
         "JACOBIAN", pb.JacobianResponse, BOTH,
         {"values": [P, S], "blocks": [("p", "x"), ("p", "y"), ("s", "x"), ("s", "y")]}),
@@ -90,7 +96,7 @@ CASES = {
         "JVP", pb.JvpResponse, BOTH | {"vectors": (0, 1), "stack": 2}, {"values": [P, S], "products": [P, S]}),
     "gradient by differences": Case(
         "GRADIENT", pb.GradientResponse, SCALAR | DIFFERENCES,
-        {"values": [S], "gradients": [X, Y], "errors": [X, Y]}),
+        {"values": [S], "gradients": [X, Y], "errors": [X, Y], "norms": [NORMS]}),
     "jacobian by differences": Case(
         "JACOBIAN", pb.JacobianResponse, BOTH | {"wrt": (1,)} | DIFFERENCES,
         {"values": [P, S], "blocks": [("p", "y"), ("s", "y")], "errors": [("p", "y"), ("s", "y")]}),
@@ -135,6 +141,9 @@ def outcomes(draw: Callable[..., Any], query: Query, count: int) -> tuple[Outcom
             if array.size and draw(st.booleans()):
                 with np.errstate(over="ignore"):
                     array.reshape(-1)[random.integers(array.size)] = np.array(draw(NUMBERS)).astype(array.dtype)
+    if query.operator == function_pb2.OPERATOR_GRADIENT:  # norms are at least as far from finite as their gradient
+        for gradient in arrays[1]:
+            arrays[-1][0][~np.isfinite(gradient).reshape(count, -1).all(axis=1), 0] = np.nan
     ordered = np.asfortranarray if draw(st.booleans()) else np.asarray
     pieces = tuple(
         tuple(tuple(ordered(piece) for piece in np.split(array, cuts)) for array in group) for group in arrays
@@ -163,6 +172,8 @@ def expected(case: Case, outcome: Outcome, arrays: list[list[Any]], batched: boo
         else:
             (single,) = made
             getattr(message, field).CopyFrom(single)
+    if isinstance(message, pb.GradientResponse) and (first := first_of(case, arrays, batched)) is not None:
+        message.first_non_finite.CopyFrom(first)
     getattr(message, "execution").CopyFrom(  # noqa: B009 - every response has one, which the type Message does not know
         pb.Execution(
             function="pair@1",
@@ -173,6 +184,16 @@ def expected(case: Case, outcome: Outcome, arrays: list[list[Any]], batched: boo
         )
     )
     return message
+
+
+def first_of(case: Case, arrays: list[list[Any]], batched: bool) -> pb.NonFinite | None:
+    """The first element of values and gradients that is not finite, by a look at each in turn."""
+    for (field, labels), group in zip(list(case.labels.items())[:2], arrays, strict=False):
+        for number, ((name,), array) in enumerate(zip(labels, group, strict=True)):
+            for index, element in np.ndenumerate(array if batched else array[0]):
+                if not np.isfinite(float(element)):
+                    return pb.NonFinite(field=f"{field}[{number}]", name=name, index=index)
+    return None
 
 
 def names(query: Query) -> Sequence[str]:
@@ -199,7 +220,8 @@ def test_a_response_is_what_protobuf_would_have_written(case: Case, data: st.Dat
 
 
 def non_finite(message: Any) -> bool:
-    return any(tensor.non_finite for _, group in message.ListFields()[:-1] for tensor in _each(group))
+    groups = [group for field, group in message.ListFields() if field.name not in ("first_non_finite", "execution")]
+    return any(tensor.non_finite for group in groups for tensor in _each(group))
 
 
 def _each(group: Any) -> Any:
@@ -233,11 +255,27 @@ def test_responses_of_very_many_sizes_are_written() -> None:
     layout = Layout(case.query(1, np.float64), True, ["s"])
 
     for count in [*range(1, 200), 1]:
-        arrays = [[np.full((count,), 1.0)], [np.full((count, 1), 2.0), np.full((count,), 3.0)]]
+        arrays = [[np.full((count,), 1.0)], [np.full((count, 1), 2.0), np.full((count,), 3.0)], [np.ones((count, 3))]]
         pieces = tuple(tuple((array,) for array in group) for group in arrays)
         outcome = Outcome(Results(pieces), count, 0.0, 0.0, 0.0)
         parts, _ = layout.write(outcome)
         assert pb.GradientResponse.FromString(b"".join(parts)) == expected(case, outcome, arrays, True)
+
+
+def test_a_header_holds_values_and_gradients_and_nothing_else_of_a_response() -> None:
+    case = CASES["gradient"]
+    query = case.query(2, np.float64)
+    arrays = [[np.array([1.0])], [np.array([[2.0, np.nan]]), np.array([3.0])], [np.full((1, 3), np.nan)]]
+    pieces = tuple(tuple((array,) for array in group) for group in arrays)
+    outcome = Outcome(Results(pieces), 1, 0.0, 0.0, 0.0)
+
+    parts, length = HeaderLayout(query, ["s"]).write(outcome)
+
+    response = expected(case, outcome, arrays, False)
+    assert isinstance(response, pb.GradientResponse)
+    header = pb.MatrixHeader(values=response.values, gradients=response.gradients, execution=response.execution)
+    assert b"".join(parts) == header.SerializeToString(deterministic=True)
+    assert length == header.ByteSize()
 
 
 def test_every_operator_is_among_the_cases() -> None:

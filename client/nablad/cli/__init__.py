@@ -3,20 +3,21 @@
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 from rich.console import Console
 
-from nablad._channel import DEFAULT_ADDRESS
 from nablad._differences import Differences
 from nablad.cli import output
+from nablad.cli.check import check
+from nablad.cli.diagnostics import curvature, layers
+from nablad.cli.options import INPUT_HELP, connects
 from nablad.cli.values import parse_assignments, parse_value
 from nablad.client import Client
 from nablad.errors import NabladError
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 console = Console()
 
 
@@ -61,20 +62,8 @@ def main() -> None:
     """Derivatives of registered functions, from a nablad server."""
 
 
-def _connects(command: _F) -> _F:
-    """Adds the options that every command with a server has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
-        click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a call may take."),
-        click.option("--address", default=DEFAULT_ADDRESS, show_default=True, envvar="NABLAD_TARGET",
-                     show_envvar=True, help="The server."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @main.command("list")
-@_connects
+@connects
 def list_functions(address: str, timeout: float, as_json: bool) -> None:
     """List the functions that the server has."""
     with Client(address, timeout=timeout) as client:
@@ -87,7 +76,7 @@ def list_functions(address: str, timeout: float, as_json: bool) -> None:
 
 @main.command()
 @click.argument("function")
-@_connects
+@connects
 def describe(function: str, address: str, timeout: float, as_json: bool) -> None:
     """Show the inputs, outputs, operators and documentation of FUNCTION."""
     with Client(address, timeout=timeout) as client:
@@ -99,7 +88,7 @@ def describe(function: str, address: str, timeout: float, as_json: bool) -> None
 
 
 @main.command()
-@_connects
+@connects
 def health(address: str, timeout: float, as_json: bool) -> None:
     """Say whether the server serves; exit status 0 if it does, 1 if not."""
     with Client(address) as client:
@@ -120,6 +109,8 @@ _OPTIONS: dict[str, click.Option] = {
                                 help="By finite differences of this scheme."),
     "step": click.Option(["--step"], type=float, help="Of finite differences, in proportion to max(|x|, 1)."),
     "absolute": click.Option(["--absolute-step", "absolute"], is_flag=True, help="The step is a distance."),
+    "clip_norm": click.Option(["--clip-norm"], type=float, help="Scale the gradient to this L2 norm if it is longer."),
+    "clip_value": click.Option(["--clip-value"], type=float, help="Keep the magnitude of each element within this."),
     "columns": click.Option(["--columns"], multiple=True, help="Inputs of the columns, for a block."),
     "diagonal": click.Option(["--diagonal"], is_flag=True, help="The diagonal alone."),
     "sparse": click.Option(["--sparse"], is_flag=True, help="The elements that can be other than zero, alone."),
@@ -136,7 +127,10 @@ _DIFFERENCES = ("differences", "step", "absolute")
 
 _OPERATORS: dict[str, tuple[str, Sequence[str]]] = {
     "evaluate": ("The value of FUNCTION.", ("outputs",)),
-    "gradient": ("The gradient of a scalar FUNCTION.", ("wrt", "output", "mode", *_DIFFERENCES)),
+    "gradient": (
+        "The gradient of a scalar FUNCTION, and its norms.",
+        ("wrt", "output", "mode", *_DIFFERENCES, "clip_norm", "clip_value"),
+    ),
     "jacobian": ("The Jacobian of FUNCTION.", ("wrt", "outputs", "sparse", "mode", *_DIFFERENCES)),
     "hessian": (
         "The Hessian of a scalar FUNCTION.",
@@ -162,15 +156,12 @@ _VECTORS = ("tangent", "cotangent", "direction")
 _WORDS = ("wrt", "columns", "output", "outputs", "mode", "differences")
 """The options whose values are names."""
 
-_INPUT_HELP = """NAME=VALUE for each input. VALUE is a number, a comma-separated list, JSON such as [[1,2],[3,4]], or
-the path of a .npy or .json file."""
-
 
 def _operator_command(operator: str) -> click.Command:
     """The command for one operator: its options become the keywords of the client's method."""
     summary, names = _OPERATORS[operator]
 
-    @_connects
+    @connects
     def run(  # noqa: PLR0917 - click passes everything by keyword
         function: str,
         inputs: tuple[str, ...],
@@ -192,7 +183,7 @@ def _operator_command(operator: str) -> click.Command:
     command = click.command(operator.replace("_", "-"), help=summary)(run)
     command.params = [
         click.Argument(["function"]),
-        click.Option(["--input", "-i", "inputs"], multiple=True, help=_INPUT_HELP),
+        click.Option(["--input", "-i", "inputs"], multiple=True, help=INPUT_HELP),
         *(_OPTIONS[name] for name in names),
         click.Option(["--batched"], is_flag=True, help="The first axis of every input runs over points."),
         *command.params,
@@ -230,7 +221,7 @@ def _keyword(name: str, value: Any) -> Any:
     show_default=True,
     help="What would be asked.",
 )
-@click.option("--input", "-i", "inputs", multiple=True, help=_INPUT_HELP)
+@click.option("--input", "-i", "inputs", multiple=True, help=INPUT_HELP)
 @click.option(
     "--option",
     "-o",
@@ -239,7 +230,7 @@ def _keyword(name: str, value: Any) -> Any:
     help="NAME=VALUE for an option of the operator, such as wrt=x, diagonal=true or tangent=1,0.",
 )
 @click.option("--batched", is_flag=True, help="The first axis of every input runs over points.")
-@_connects
+@connects
 def explain(  # noqa: PLR0917 - click passes everything by keyword
     function: str,
     operator: str,
@@ -264,3 +255,5 @@ def explain(  # noqa: PLR0917 - click passes everything by keyword
 
 for _operator in _OPERATORS:
     main.add_command(_operator_command(_operator))
+for _command in (check, curvature, layers):
+    main.add_command(_command)

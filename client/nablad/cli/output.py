@@ -21,11 +21,12 @@ MAX_ELEMENTS = 400
 def functions_table(functions: Iterable[FunctionInfo]) -> Table:
     """One line for each function."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("function", "inputs", "outputs", "summary"):
+    for column in ("function", "engine", "inputs", "outputs", "summary"):
         table.add_column(column, overflow="fold")
     for info in functions:
         table.add_row(
             f"{info.name}@{info.version}",
+            info.engine,
             escape(", ".join(map(_spec, info.inputs))),
             escape(", ".join(map(_spec, info.outputs))),
             escape(info.summary),
@@ -40,9 +41,11 @@ def function_panel(info: FunctionInfo) -> RenderableType:
     table.add_column(overflow="fold")
     table.add_row("function", info.reference)
     table.add_row("source", escape(info.source))
+    table.add_row("engine", info.engine)
     for kind, specs in (("input", info.inputs), ("output", info.outputs)):
         for spec in specs:
             note = "" if spec.differentiable else "  (not differentiated)"
+            note += f"  in [{spec.domain[0]:g}, {spec.domain[1]:g}]" if spec.domain is not None else ""
             table.add_row(kind, escape(f"{_spec(spec)}  {'|'.join(spec.dtypes) or 'any dtype'}{note}"))
     table.add_row("operators", ", ".join(info.operators))
     example = " ".join(f"-i {spec.name}={_example(spec)}" for spec in info.inputs)
@@ -80,19 +83,28 @@ def result_table(function: str, operator: str, result: Result) -> RenderableType
     table.add_column("shape")
     table.add_column(f"{operator} of {escape(function)}", overflow="fold")
     for field in _fields(result):
-        for name, array in _arrays(field, getattr(result, field)):
+        tree = getattr(result, field)
+        if field == "norms" and not isinstance(tree, Mapping | list | tuple):
+            continue  # of one input it is the norm over all of them
+        for name, array in _arrays(field, tree):
             table.add_row(escape(name), escape(str(list(array.shape))), escape(_shown(array)))
     execution = result.execution
     took = f"{execution.function}, computed in {execution.compute_seconds * 1e6:.0f} µs"
     if execution.compile_seconds:
         took += f" after compiling for {execution.compile_seconds:.2f} s"
     flag = "; some elements are not finite" if result.non_finite else ""
+    first = getattr(result, "first_non_finite", None)
+    if first is not None:
+        flag += f", the first is {first.field} ({first.name}) at {list(first.index)}"
     return Group(table, Text(took + flag, style="dim"))
 
 
 def result_json(result: Result) -> dict[str, Any]:
     """A result for programs. JSON has no numbers for NaN and infinities: they are strings, "NaN" and "Infinity"."""
-    found = {field: _plain(getattr(result, field)) for field in _fields(result)}
+    found = {field: plain(getattr(result, field)) for field in _fields(result)}
+    first = getattr(result, "first_non_finite", None)
+    if first is not None:
+        found["first_non_finite"] = {"field": first.field, "name": first.name, "index": list(first.index)}
     return found | {"non_finite": result.non_finite, "execution": dataclasses.asdict(result.execution)}
 
 
@@ -127,7 +139,8 @@ def _unwrapped(documentation: str) -> str:
 
 def _fields(result: Result) -> list[str]:
     """The parts of a result that are there; of a sparse one the matrix, and not once more as SciPy's."""
-    names = [f.name for f in dataclasses.fields(result) if f.name not in ("non_finite", "execution")]
+    others = ("non_finite", "first_non_finite", "execution")
+    names = [f.name for f in dataclasses.fields(result) if f.name not in others]
     there = [name for name in names if getattr(result, name) is not None]
     return [name for name in there if "sparse" not in there or name not in ("hessian", "jacobian")]
 
@@ -154,17 +167,18 @@ def _coordinates(matrix: SparseMatrix) -> dict[str, Array]:
     return {"rows": pattern.row_indices, "columns": pattern.column_indices, "values": matrix.values}
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
+    """What JSON can hold: lists for arrays, strings for NaN and infinities."""
     if isinstance(tree, SparseMatrix):
-        return {"shape": list(tree.sparsity.shape)} | _plain(_coordinates(tree))
+        return {"shape": list(tree.sparsity.shape)} | plain(_coordinates(tree))
     if isinstance(tree, Mapping):
-        return {key: _plain(child) for key, child in tree.items()}
+        return {key: plain(child) for key, child in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_plain(child) for child in tree]
+        return [plain(child) for child in tree]
     if isinstance(tree, np.ndarray):
-        return _plain(tree.astype(float).tolist() if tree.dtype.kind in "fV" else tree.tolist())
+        return plain(tree.astype(float).tolist() if tree.dtype.kind in "fV" else tree.tolist())
     if isinstance(tree, complex):
-        return [_plain(tree.real), _plain(tree.imag)]
+        return [plain(tree.real), plain(tree.imag)]
     if isinstance(tree, float) and not np.isfinite(tree):
         return "NaN" if np.isnan(tree) else "Infinity" if tree > 0 else "-Infinity"
     return tree

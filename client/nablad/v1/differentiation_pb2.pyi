@@ -348,6 +348,7 @@ class GradientRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     FINITE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    CLIPPING_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `name` or `name@version`."""
     output: _builtins.str
@@ -366,6 +367,10 @@ class GradientRequest(_message.Message):
     def finite_difference(self) -> Global___FiniteDifference:
         """Finite differences in place of automatic differentiation. Not with a mode."""
 
+    @_builtins.property
+    def clipping(self) -> Global___Clipping:
+        """Keeps `gradients` within a bound, separately at each point; `norms` and `errors` stay those of the gradient itself."""
+
     def __init__(
         self,
         *,
@@ -375,14 +380,77 @@ class GradientRequest(_message.Message):
         output: _builtins.str = ...,
         mode: Global___Mode.ValueType = ...,
         finite_difference: Global___FiniteDifference | None = ...,
+        clipping: Global___Clipping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clipping", b"clipping", "finite_difference", b"finite_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipping", b"clipping", "finite_difference", b"finite_difference", "function", b"function", "inputs", b"inputs", "mode", b"mode", "output", b"output", "wrt", b"wrt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GradientRequest: _TypeAlias = GradientRequest  # noqa: Y015
+
+@_typing.final
+class Clipping(_message.Message):
+    """A bound for a gradient. It MUST be positive; it MAY be infinite, which changes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GLOBAL_NORM_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    global_norm: _builtins.float
+    """The L2 norm over all of `gradients` together: if it is larger, all are scaled by the same factor. Then infinite
+    elements become NaN and finite ones beside them 0; with a NaN among them, all become NaN.
+    """
+    value: _builtins.float
+    """The magnitude of each element: larger ones are set to the bound, with their sign. NaN stays NaN."""
+    def __init__(
+        self,
+        *,
+        global_norm: _builtins.float = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "global_norm", b"global_norm", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "global_norm", b"global_norm", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_bound: _TypeAlias = _typing.Literal["global_norm", "value"]  # noqa: Y015
+    _WhichOneofArgType_bound: _TypeAlias = _typing.Literal["bound", b"bound"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_bound) -> _WhichOneofReturnType_bound | None: ...
+
+Global___Clipping: _TypeAlias = Clipping  # noqa: Y015
+
+@_typing.final
+class NonFinite(_message.Message):
+    """The first element of a response that is NaN or infinite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The field, such as `values[0]` or `gradients[1]`."""
+    name: _builtins.str
+    """The name of the tensor there: an output or an input of the function."""
+    @_builtins.property
+    def index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The element, an index for each axis of the tensor, that of the point included."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        name: _builtins.str = ...,
+        index: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NonFinite: _TypeAlias = NonFinite  # noqa: Y015
 
 @_typing.final
 class GradientResponse(_message.Message):
@@ -393,6 +461,8 @@ class GradientResponse(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     GRADIENTS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    NORMS_FIELD_NUMBER: _builtins.int
+    FIRST_NON_FINITE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
@@ -407,6 +477,16 @@ class GradientResponse(_message.Message):
         """Of finite differences: an estimate of the error of each element of `gradients`, in the same form."""
 
     @_builtins.property
+    def norms(self) -> _tensor_pb2.NamedTensor:
+        """L2 norms of the gradient before any clipping, [points?] + [1 + number of `gradients`]: first the global norm, over all
+        `gradients` together, then that of each. Its name is `norms`; its dtype is float64, or float32 in 32-bit mode.
+        """
+
+    @_builtins.property
+    def first_non_finite(self) -> Global___NonFinite:
+        """Where to look first, if something in `values` or `gradients` is NaN or infinite."""
+
+    @_builtins.property
     def execution(self) -> Global___Execution:
         """How the answer came about."""
 
@@ -416,11 +496,13 @@ class GradientResponse(_message.Message):
         values: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         errors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
+        norms: _tensor_pb2.NamedTensor | None = ...,
+        first_non_finite: Global___NonFinite | None = ...,
         execution: Global___Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "first_non_finite", b"first_non_finite", "norms", b"norms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "execution", b"execution", "gradients", b"gradients", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "execution", b"execution", "first_non_finite", b"first_non_finite", "gradients", b"gradients", "norms", b"norms", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,21 +25,25 @@ _sym_db = _symbol_database.Default()
 from nablad.v1 import tensor_pb2 as nablad_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nablad/v1/function.proto\x12\tnablad.v1\x1a\x16nablad/v1/tensor.proto\"D\n\tDimension\x12\x0e\n\x04size\x18\x01 \x01(\x03H\x00\x12\x10\n\x06symbol\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"\x8c\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x06\x64types\x18\x02 \x03(\x0e\x32\x10.nablad.v1.Dtype\x12#\n\x05shape\x18\x03 \x03(\x0b\x32\x14.nablad.v1.Dimension\x12\x11\n\tany_shape\x18\x04 \x01(\x08\x12\x16\n\x0e\x64ifferentiable\x18\x05 \x01(\x08\"Z\n\tSignature\x12%\n\x06inputs\x18\x01 \x03(\x0b\x32\x15.nablad.v1.TensorSpec\x12&\n\x07outputs\x18\x02 \x03(\x0b\x32\x15.nablad.v1.TensorSpec\"\xb2\x01\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x15\n\rdocumentation\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\'\n\tsignature\x18\x06 \x01(\x0b\x32\x14.nablad.v1.Signature\x12&\n\toperators\x18\x07 \x03(\x0e\x32\x13.nablad.v1.Operator*\x8b\x02\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x15\n\x11OPERATOR_EVALUATE\x10\x01\x12\x15\n\x11OPERATOR_GRADIENT\x10\x02\x12\x15\n\x11OPERATOR_JACOBIAN\x10\x03\x12\x14\n\x10OPERATOR_HESSIAN\x10\x04\x12\x10\n\x0cOPERATOR_HVP\x10\x05\x12\x10\n\x0cOPERATOR_JVP\x10\x06\x12\x10\n\x0cOPERATOR_VJP\x10\x07\x12#\n\x1fOPERATOR_DIRECTIONAL_DERIVATIVE\x10\x08\x12\x17\n\x13OPERATOR_DERIVATIVE\x10\t\x12\x16\n\x12OPERATOR_LAPLACIAN\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nablad/v1/function.proto\x12\tnablad.v1\x1a\x16nablad/v1/tensor.proto\"D\n\tDimension\x12\x0e\n\x04size\x18\x01 \x01(\x03H\x00\x12\x10\n\x06symbol\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"\xaf\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x06\x64types\x18\x02 \x03(\x0e\x32\x10.nablad.v1.Dtype\x12#\n\x05shape\x18\x03 \x03(\x0b\x32\x14.nablad.v1.Dimension\x12\x11\n\tany_shape\x18\x04 \x01(\x08\x12\x16\n\x0e\x64ifferentiable\x18\x05 \x01(\x08\x12!\n\x06\x64omain\x18\x06 \x01(\x0b\x32\x11.nablad.v1.Domain\")\n\x06\x44omain\x12\x0e\n\x06lowest\x18\x01 \x01(\x01\x12\x0f\n\x07highest\x18\x02 \x01(\x01\"Z\n\tSignature\x12%\n\x06inputs\x18\x01 \x03(\x0b\x32\x15.nablad.v1.TensorSpec\x12&\n\x07outputs\x18\x02 \x03(\x0b\x32\x15.nablad.v1.TensorSpec\"\xd5\x01\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x15\n\rdocumentation\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\'\n\tsignature\x18\x06 \x01(\x0b\x32\x14.nablad.v1.Signature\x12&\n\toperators\x18\x07 \x03(\x0e\x32\x13.nablad.v1.Operator\x12!\n\x06\x65ngine\x18\x08 \x01(\x0e\x32\x11.nablad.v1.Engine*\x8b\x02\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x15\n\x11OPERATOR_EVALUATE\x10\x01\x12\x15\n\x11OPERATOR_GRADIENT\x10\x02\x12\x15\n\x11OPERATOR_JACOBIAN\x10\x03\x12\x14\n\x10OPERATOR_HESSIAN\x10\x04\x12\x10\n\x0cOPERATOR_HVP\x10\x05\x12\x10\n\x0cOPERATOR_JVP\x10\x06\x12\x10\n\x0cOPERATOR_VJP\x10\x07\x12#\n\x1fOPERATOR_DIRECTIONAL_DERIVATIVE\x10\x08\x12\x17\n\x13OPERATOR_DERIVATIVE\x10\t\x12\x16\n\x12OPERATOR_LAPLACIAN\x10\n*U\n\x06\x45ngine\x12\x16\n\x12\x45NGINE_UNSPECIFIED\x10\x00\x12\x0e\n\nENGINE_JAX\x10\x01\x12\x10\n\x0c\x45NGINE_TORCH\x10\x02\x12\x11\n\rENGINE_PYTHON\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nablad.v1.function_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATOR']._serialized_start=550
-  _globals['_OPERATOR']._serialized_end=817
+  _globals['_OPERATOR']._serialized_start=663
+  _globals['_OPERATOR']._serialized_end=930
+  _globals['_ENGINE']._serialized_start=932
+  _globals['_ENGINE']._serialized_end=1017
   _globals['_DIMENSION']._serialized_start=63
   _globals['_DIMENSION']._serialized_end=131
   _globals['_TENSORSPEC']._serialized_start=134
-  _globals['_TENSORSPEC']._serialized_end=274
-  _globals['_SIGNATURE']._serialized_start=276
-  _globals['_SIGNATURE']._serialized_end=366
-  _globals['_FUNCTION']._serialized_start=369
-  _globals['_FUNCTION']._serialized_end=547
+  _globals['_TENSORSPEC']._serialized_end=309
+  _globals['_DOMAIN']._serialized_start=311
+  _globals['_DOMAIN']._serialized_end=352
+  _globals['_SIGNATURE']._serialized_start=354
+  _globals['_SIGNATURE']._serialized_end=444
+  _globals['_FUNCTION']._serialized_start=447
+  _globals['_FUNCTION']._serialized_end=660
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,34 @@ OPERATOR_LAPLACIAN: Operator.ValueType  # 10
 """See DifferentiationService.Laplacian."""
 Global___Operator: _TypeAlias = Operator  # noqa: Y015
 
+class _Engine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EngineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Engine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINE_UNSPECIFIED: _Engine.ValueType  # 0
+    """A server older than this field: JAX."""
+    ENGINE_JAX: _Engine.ValueType  # 1
+    """JAX: every operator, by automatic differentiation."""
+    ENGINE_TORCH: _Engine.ValueType  # 2
+    """PyTorch: automatic differentiation by torch.func."""
+    ENGINE_PYTHON: _Engine.ValueType  # 3
+    """Plain Python in a process of its own: derivatives are finite differences."""
+
+class Engine(_Engine, metaclass=_EngineEnumTypeWrapper):
+    """What computes a function."""
+
+ENGINE_UNSPECIFIED: Engine.ValueType  # 0
+"""A server older than this field: JAX."""
+ENGINE_JAX: Engine.ValueType  # 1
+"""JAX: every operator, by automatic differentiation."""
+ENGINE_TORCH: Engine.ValueType  # 2
+"""PyTorch: automatic differentiation by torch.func."""
+ENGINE_PYTHON: Engine.ValueType  # 3
+"""Plain Python in a process of its own: derivatives are finite differences."""
+Global___Engine: _TypeAlias = Engine  # noqa: Y015
+
 @_typing.final
 class Dimension(_message.Message):
     """One axis of a TensorSpec."""
@@ -119,6 +147,7 @@ class TensorSpec(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     ANY_SHAPE_FIELD_NUMBER: _builtins.int
     DIFFERENTIABLE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to use in NamedTensor.name. Opaque, unique among the inputs (outputs) of the function."""
     any_shape: _builtins.bool
@@ -135,6 +164,12 @@ class TensorSpec(_message.Message):
     def shape(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dimension]:
         """The axes, outermost first; meaningless if any_shape is set."""
 
+    @_builtins.property
+    def domain(self) -> Global___Domain:
+        """Inputs: where the function is meant to be evaluated, and sampled by DiagnosticsService.CheckGradient. A hint: other
+        elements are taken too. Unset: not declared.
+        """
+
     def __init__(
         self,
         *,
@@ -143,14 +178,41 @@ class TensorSpec(_message.Message):
         shape: _abc.Iterable[Global___Dimension] | None = ...,
         any_shape: _builtins.bool = ...,
         differentiable: _builtins.bool = ...,
+        domain: Global___Domain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_shape", b"any_shape", "differentiable", b"differentiable", "dtypes", b"dtypes", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_shape", b"any_shape", "differentiable", b"differentiable", "domain", b"domain", "dtypes", b"dtypes", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
+
+@_typing.final
+class Domain(_message.Message):
+    """An interval for each element of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWEST_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    lowest: _builtins.float
+    """The lowest element."""
+    highest: _builtins.float
+    """The highest element."""
+    def __init__(
+        self,
+        *,
+        lowest: _builtins.float = ...,
+        highest: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "lowest", b"lowest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Domain: _TypeAlias = Domain  # noqa: Y015
 
 @_typing.final
 class Signature(_message.Message):
@@ -195,6 +257,7 @@ class Function(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     OPERATORS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, without a version."""
     version: _builtins.int
@@ -205,6 +268,8 @@ class Function(_message.Message):
     """The whole documentation, plain text."""
     source: _builtins.str
     """Where it came from: `builtin`, `file:my_models.py`, `module:pkg.models`, `entry_point:NAME`."""
+    engine: Global___Engine.ValueType
+    """What computes it."""
     @_builtins.property
     def signature(self) -> Global___Signature:
         """Inputs and outputs."""
@@ -223,10 +288,11 @@ class Function(_message.Message):
         source: _builtins.str = ...,
         signature: Global___Signature | None = ...,
         operators: _abc.Iterable[Global___Operator.ValueType] | None = ...,
+        engine: Global___Engine.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documentation", b"documentation", "name", b"name", "operators", b"operators", "signature", b"signature", "source", b"source", "summary", b"summary", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documentation", b"documentation", "engine", b"engine", "name", b"name", "operators", b"operators", "signature", b"signature", "source", b"source", "summary", b"summary", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

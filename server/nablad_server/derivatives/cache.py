@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, Internal, NabladError
+from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.linear import Opening, Product
 from nablad_server.derivatives.program import Constants, Program, Traced, compile_program, trace
 from nablad_server.derivatives.query import Query
@@ -22,7 +23,7 @@ from nablad_server.functions.function import Function
 
 log = structlog.get_logger("nablad")
 
-Key = Query | Opening | Product
+Key = Query | Opening | Product | Inspection
 """What a program is compiled from: a Recipe that can be traced."""
 
 Done = Callable[[NabladError | None, float], None]

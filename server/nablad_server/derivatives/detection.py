@@ -71,6 +71,8 @@ def find(query: Query) -> Pattern:
     started = time.perf_counter()
     found = _declared(query)
     source = DETECTED if found is None else DECLARED
+    if found is None and query.function.foreign is not None:
+        return dense(query, f"only JAX's operations are looked into, and it is computed by {query.function.engine}")
     try:
         if found is None:
             found = _jacobian(query) if _is_jacobian(query) else _hessian(query)

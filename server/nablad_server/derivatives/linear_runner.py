@@ -9,6 +9,7 @@ import numpy as np
 
 from nablad.errors import Cancelled
 from nablad_server.derivatives.cache import Done, ProgramCache
+from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.linear import Linear, Opening
 from nablad_server.derivatives.program import Program
 from nablad_server.derivatives.query import Query
@@ -102,7 +103,7 @@ class LinearRunner:
         self._cache = cache
 
     def prepare(
-        self, key: Query | Opening | Linearization, points: int, done: Done
+        self, key: Query | Inspection | Opening | Linearization, points: int, done: Done
     ) -> Prepared | PreparedOpening | None:
         """What runs `points` points of a key; None if that is being compiled: then `done` will be called.
 
@@ -110,7 +111,7 @@ class LinearRunner:
             Cancelled: the linearisation was released.
             NabladError: as DerivativeRunner.prepare.
         """
-        if isinstance(key, Query):
+        if isinstance(key, Query | Inspection):
             return self._runner.prepare(key, points, done)
         if isinstance(key, Opening):
             program = self._cache.buckets(key).get(1)

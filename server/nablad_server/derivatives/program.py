@@ -14,7 +14,7 @@ import numpy as np
 from nablad.errors import CompileFailed, NabladError, NotDifferentiable, ResultTooLarge
 from nablad.tensors import Array
 from nablad_server.derivatives.memory import inner_jaxprs, refuse_excess, refuse_hopeless, refuse_overflow
-from nablad_server.derivatives.operators import point_function
+from nablad_server.derivatives.operators import finish, point_function, result_specs
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.recipe import Recipe
 from nablad_server.functions.precision import precision_of
@@ -48,6 +48,7 @@ class Traced:
         constants: the values of the jaxpr's constants, large ones on the device.
         groups: how many arrays each group of the result has.
         calls_back: whether it calls Python code of the function's while it runs.
+        after: what makes all results of a point from its arrays and those of the jaxpr; None: they are all.
     """
 
     query: Recipe
@@ -55,6 +56,7 @@ class Traced:
     constants: tuple[Any, ...]
     groups: tuple[int, ...]
     calls_back: bool
+    after: Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,9 @@ def trace(query: Query, constants: Constants) -> Traced:
     """
     compute = point_function(query)
     count = len(query.inputs)
-    groups: list[int] = []
 
     def flat(*arrays: Any) -> list[Any]:
-        found = compute(arrays[:count], arrays[count:])
-        groups[:] = [len(group) for group in found]
-        return [leaf for group in found for leaf in group]
+        return [leaf for group in compute(arrays[:count], arrays[count:]) for leaf in group]
 
     with precision_of(query.inputs):
         try:
@@ -126,7 +125,8 @@ def trace(query: Query, constants: Constants) -> Traced:
             ) from error
         refuse_overflow(query, closed.jaxpr)
         values = tuple(placed(constant, query.wide, constants) for constant in closed.consts)
-    return Traced(query, closed.jaxpr, values, tuple(groups), calls_back(closed.jaxpr))
+    groups = tuple(len(specs) for specs in result_specs(query))
+    return Traced(query, closed.jaxpr, values, groups, calls_back(closed.jaxpr), finish(query))
 
 
 def placed(constant: Any, wide: bool, kept: Constants) -> Any:
@@ -179,7 +179,14 @@ def _compiled(traced: Traced, bucket: int, strategy: str, memory_limit: int) -> 
         def one(*point: Any) -> list[Any]:
             return list(jax.core.eval_jaxpr(traced.jaxpr, constants, *point))
 
-        return STRATEGIES[strategy](one, query.shared, bucket, arrays)
+        outputs = STRATEGIES[strategy](one, query.shared, bucket, arrays)
+        after, count = traced.after, len(arrays)
+        if after is None:
+            return outputs
+        # Of all points at once in any case: a few operations on what is there, which would slow a loop down.
+        shared = (*query.shared, *(False for _ in outputs))
+        finished = lambda *both: after(both[:count], both[count:])
+        return STRATEGIES["single" if bucket == 1 else "vmap"](finished, shared, bucket, (*arrays, *outputs))
 
     refuse_hopeless(query, traced.jaxpr, bucket if strategy == "vmap" else 1, memory_limit)
     specs = [_with_points(spec, bucket, common) for spec, common in zip(query.arrays, query.shared, strict=True)]

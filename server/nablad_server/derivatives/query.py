@@ -3,6 +3,7 @@
 Calls whose queries are equal can run in one batch. The number of points is not part of it.
 """
 
+import enum
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,10 @@ STEP = ArraySpec((), np.dtype(np.float64))
 NARROW_STEP = ArraySpec((), np.dtype(np.float32))
 """The step of finite differences, in 64-bit and in 32-bit mode; 0 for the one that suits the scheme."""
 
+BOUND = ArraySpec((), np.dtype(np.float64))
+NARROW_BOUND = ArraySpec((), np.dtype(np.float32))
+"""What a gradient is clipped to, in 64-bit and in 32-bit mode."""
+
 
 class Differences(NamedTuple):
     """Finite differences in place of automatic differentiation.
@@ -34,6 +39,13 @@ class Differences(NamedTuple):
 
     scheme: differentiation_pb2.DifferenceScheme.ValueType
     absolute: bool = False
+
+
+class Clip(enum.Enum):
+    """What of a gradient is kept within a bound."""
+
+    GLOBAL_NORM = enum.auto()
+    VALUE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Query:
             is given with the point; 0: all of it.
         differences: Gradient, Jacobian, Hessian, Hvp, Jvp: by finite differences, with a step that is given with the
             point; None: by automatic differentiation.
+        clipping: Gradient: what is kept within a bound, which is given with the point; None: nothing.
         sparse: Jacobian, Hessian: only the elements that `pattern` keeps, of the one matrix over all rows and columns.
         pattern: which elements can be other than zero; None if that is not known, or of no use. The exact diagonal of
             a Hessian and its trace take fewer products with one.
@@ -80,6 +93,7 @@ class Query:
     samples: int = 0
     block_rows: int = 0
     differences: Differences | None = None
+    clipping: Clip | None = None
     sparse: bool = False
     pattern: Pattern | None = None
     shared: tuple[bool, ...] = ()
@@ -98,7 +112,7 @@ class Query:
         return hash(
             (id(self.function), self.operator, self.inputs, self.outputs, self.wrt, self.columns, self.vectors,
              self.stack, self.mode, self.diagonal, self.order, self.samples, self.block_rows, self.differences,
-             self.sparse, self.pattern, self.shared)
+             self.clipping, self.sparse, self.pattern, self.shared)
         )  # fmt: skip
 
     @functools.cached_property
@@ -108,12 +122,13 @@ class Query:
 
     @property
     def extras(self) -> tuple[ArraySpec, ...]:
-        """What a program takes besides inputs and vectors: the first row of a block, a seed, a step."""
-        if self.differences is not None:
-            return (STEP if self.wide else NARROW_STEP,)
+        """What a program takes besides inputs and vectors: the first row of a block, a seed, a bound and a step."""
         if self.block_rows:
             return (FIRST_ROW,)
-        return (SEED,) if self.samples else ()
+        if self.samples:
+            return (SEED,)
+        bound = () if self.clipping is None else (BOUND if self.wide else NARROW_BOUND,)
+        return bound if self.differences is None else (*bound, STEP if self.wide else NARROW_STEP)
 
     @functools.cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:

@@ -1,6 +1,7 @@
 """Runs batches of points: chooses programs, joins the callers' bytes, calls the programs, splits the results."""
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from nablad.errors import FunctionFailed, NabladError, ResourceExhausted
 from nablad.tensors import Array
 from nablad_server.derivatives.buckets import cheapest, power_of_two_from
 from nablad_server.derivatives.cache import Done, ProgramCache
+from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.linear import Product
 from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.program import Program
@@ -119,10 +121,12 @@ class DerivativeRunner:
         self._max_bucket = max_bucket
         self._max_batch_bytes = max_batch_bytes
         # For as long as the cache's programs stay what they are.
-        self._ready: dict[tuple[Query | Product, int], Prepared] = {}
+        self._ready: dict[tuple[Query | Product | Inspection, int], Prepared] = {}
         self._version = -1
 
-    def prepare(self, query: Query | Product, points: int, done: Done, fixed: Sequence[Any] = ()) -> Prepared | None:
+    def prepare(
+        self, query: Query | Product | Inspection, points: int, done: Done, fixed: Sequence[Any] = ()
+    ) -> Prepared | None:
         """What runs `points` points of a query; None if that is being compiled: then `done` will be called.
 
         `fixed` are arrays that all points share and that are on the device: those that a product begins with.
@@ -144,7 +148,7 @@ class DerivativeRunner:
             ready[query, points] = prepared
         return prepared.at(fixed) if fixed and prepared is not None else prepared
 
-    def _prepare(self, query: Query | Product, points: int, done: Done) -> tuple[Prepared | None, bool]:
+    def _prepare(self, query: Query | Product | Inspection, points: int, done: Done) -> tuple[Prepared | None, bool]:
         """As `prepare`; and whether the answer will be the same until the cache changes."""
         wanted = self._bucket(query, points)
         programs = self._cache.buckets(query)
@@ -164,7 +168,7 @@ class DerivativeRunner:
                 self._cache.request(query, wanted, _nobody_waits)
         return Prepared(query, points, [programs[bucket] for bucket in chosen], seconds), final
 
-    def _bucket(self, query: Query | Product, points: int) -> int:
+    def _bucket(self, query: Query | Product | Inspection, points: int) -> int:
         """The bucket for so many points: the next power of two, within the limits."""
         results = result_bytes(query) if isinstance(query, Query) else query.result_bytes
         fitting = self._max_batch_bytes // max(1, query.argument_bytes + results)
@@ -251,6 +255,10 @@ def execution_failed(query: Recipe, error: Exception) -> NabladError:
     box = query.function.black_box
     if box is not None and box.failure is not None:
         return box.failure
+    foreign = query.function.foreign
+    failure = None if foreign is None else foreign.failure
+    if failure is not None and failure.message in str(error):  # another thread may have failed since
+        return copy.copy(failure)
     text = " ".join(_without_traceback(str(error)).split())[:500]
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         return ResourceExhausted(f"{query} ran out of memory; ask for fewer points at once: {text}")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,37 @@ def signature_of(call: Callable[..., Any], inputs: Mapping[str, Any] | None, out
     if not arguments:
         raise ValueError("it has no inputs: every parameter has a default")
     return Signature.of(arguments, _result(hints.get("return", Any)) if outputs is None else _declared(outputs))
+
+
+def takes_tensors(call: Callable[..., Any], inputs: Mapping[str, Any] | None, outputs: Any) -> bool:
+    """Whether some annotation, or what stands for one, is of PyTorch's tensors: then it is a function of PyTorch."""
+    torch = sys.modules.get("torch")  # if it is not there, nothing is annotated with its tensors
+    if torch is None:
+        return False
+    annotations = [*typing.get_type_hints(call).values(), *(inputs or {}).values(), outputs]
+    return any(
+        isinstance(array.array_type, type) and issubclass(array.array_type, torch.Tensor)
+        for annotation in annotations
+        for array in _arrays(annotation)
+    )
+
+
+def _arrays(annotation: Any) -> Iterator[type[AbstractArray]]:
+    """The jaxtyping arrays in an annotation that `spec` understands."""
+    if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
+        yield annotation
+        return
+    parts: Iterable[Any] = ()
+    if typing.get_origin(annotation) is tuple:
+        parts = typing.get_args(annotation)
+    elif isinstance(annotation, Mapping):
+        parts = annotation.values()
+    elif isinstance(annotation, list | tuple):
+        parts = annotation
+    elif isinstance(annotation, type) and (hasattr(annotation, "_fields") or dataclasses.is_dataclass(annotation)):
+        parts = typing.get_type_hints(annotation).values()
+    for part in parts:
+        yield from _arrays(part)
 
 
 def _declared(outputs: Any) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from nablad.errors import FunctionFailed
 from nablad.v1 import function_pb2
 from nablad_server.functions.black_box import BlackBox
+from nablad_server.functions.foreign import Foreign, traced
 from nablad_server.functions.precision import canonical, precision_of
 from nablad_server.functions.signature import ArraySpec, Signature, flatten_outputs
 
@@ -66,6 +67,8 @@ class Function:
         warm: the programs to compile before readiness.
         sparsity: the patterns declared for `jacobian` and `hessian`; see `Declare`.
         black_box: what runs it if it is no JAX but plain Python; then it is not traced.
+        sizes: example sizes for symbols, where it declares some.
+        foreign: what runs and differentiates it if it is another engine's; to JAX it is one operation.
     """
 
     name: str
@@ -77,6 +80,8 @@ class Function:
     warm: tuple[Warm, ...] = ()
     sparsity: Mapping[str, Declare] = field(default_factory=dict)
     black_box: BlackBox | None = None
+    foreign: Foreign | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     _outputs: dict[tuple[ArraySpec, ...], tuple[tuple[str, ArraySpec], ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -86,15 +91,24 @@ class Function:
         """`name@version`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def engine(self) -> str:
+        """What computes it: `jax`, `torch` or `python`."""
+        if self.black_box is not None:
+            return "python"
+        return "jax" if self.foreign is None else self.foreign.engine
+
     def flat(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The function from input leaves to output leaves, to be traced by JAX."""
+        specs = tuple(ArraySpec(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
         if self.black_box is not None:
-            specs = tuple(ArraySpec(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
             return self.black_box.traced(leaves, self.outputs_at(specs))
+        if self.foreign is not None:
+            return traced(self.foreign.call, leaves, [spec for _, spec in self.outputs_at(specs)])
         return tuple(leaf for _, leaf in self._results(leaves))
 
     def outputs_at(self, inputs: tuple[ArraySpec, ...]) -> tuple[tuple[str, ArraySpec], ...]:
-        """The names, shapes and dtypes of the outputs for given inputs, without running anything.
+        """The names, shapes and dtypes of the outputs for given inputs; without running anything, if it can be traced.
 
         Raises:
             FunctionFailed: the function raised an error while it was traced.
@@ -103,7 +117,10 @@ class Function:
         if found is None:
             if len(self._outputs) >= MAX_KNOWN_SHAPES:
                 self._outputs.clear()
-            outputs = self._traced_outputs if self.black_box is None else self._declared_outputs
+            if self.foreign is not None:
+                outputs = self.foreign.outputs_at
+            else:
+                outputs = self._traced_outputs if self.black_box is None else self._declared_outputs
             found = self._outputs[inputs] = outputs(inputs)
         return found
 

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -11,16 +11,21 @@ import jax
 import numpy as np
 
 from nablad.errors import FunctionFailed
-from nablad_server.functions.annotations import signature_of
+from nablad_server.functions.annotations import signature_of, takes_tensors
 from nablad_server.functions.black_box import BlackBox
+from nablad_server.functions.domains import with_domains
+from nablad_server.functions.foreign import Foreign
 from nablad_server.functions.function import NAME, Declare, Function, Warm
-from nablad_server.functions.signature import ArraySpec, Signature, TensorSpec, describe_shape
+from nablad_server.functions.signature import ArraySpec, Domain, Signature, TensorSpec, describe_shape
 
 MARK = "__nablad_function__"
 """The attribute by which `@function` leaves its options on a function."""
 
 FILE_PREFIX = "nablad_functions_"
 """What the names of modules begin with that are files given by their path."""
+
+ENGINES = ("jax", "torch")
+"""What can compute and differentiate a function."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -35,6 +40,8 @@ class _Options:
     warm: tuple[Warm, ...]
     sparsity: Mapping[str, Declare]
     differentiable: bool = True
+    engine: str | None = None
+    domain: Mapping[str, Any] = field(default_factory=dict)
 
 
 @overload
@@ -50,6 +57,8 @@ def function(
     warm: Sequence[Warm] = (),
     sparsity: Mapping[str, Declare] | None = None,
     differentiable: bool = True,
+    engine: str | None = None,
+    domain: Mapping[str, Domain] | None = None,
 ) -> Callable[[_F], _F]: ...
 def function(
     call: Callable[..., Any] | None = None,
@@ -63,6 +72,8 @@ def function(
     warm: Sequence[Warm] = (),
     sparsity: Mapping[str, Declare] | None = None,
     differentiable: bool = True,
+    engine: str | None = None,
+    domain: Mapping[str, Domain] | None = None,
 ) -> Any:
     """Marks a function for registration; it stays an ordinary function.
 
@@ -80,10 +91,16 @@ def function(
             the symbol n; see `Declare`. Results are wrong if an element is missing that is not zero.
         differentiable: False for a black box: plain Python or NumPy, which is run in a process of its own, and whose
             derivatives are finite differences. What it returns must be declared.
+        engine: `"jax"`, or `"torch"` for a function of PyTorch's tensors; None: PyTorch if an annotation says so, as
+            `Float[torch.Tensor, "n"]` does, else JAX.
+        domain: where it is meant to be evaluated, for some or all inputs, by name: the lowest and the highest element,
+            or a function of a `numpy.random.Generator` and a shape that gives an input. Its derivatives are checked at
+            random points of it; other points are taken too.
     """
     options = _Options(
-        name, version, inputs, outputs, dict(sizes or {}), tuple(warm), dict(sparsity or {}), differentiable
-    )
+        name, version, inputs, outputs, dict(sizes or {}), tuple(warm), dict(sparsity or {}), differentiable,
+        engine, dict(domain or {}),
+    )  # fmt: skip
 
     def mark(marked: Callable[..., Any]) -> Callable[..., Any]:
         setattr(marked, MARK, options)
@@ -110,11 +127,14 @@ def build(call: Callable[..., Any], source: str) -> Function:
                 f"sparsity={dict(options.sparsity)!r}; expected a function of the sizes for 'jacobian', 'hessian' or "
                 "both"
             )
-        signature = signature_of(call, options.inputs, options.outputs)
+        signature = with_domains(signature_of(call, options.inputs, options.outputs), options.domain)
+        engine = _engine(call, options)
         if not options.differentiable:
             return _black_box(name, call, options, signature, source)
+        foreign = _torch(f"{name}@{options.version}", call, signature) if engine == "torch" else None
         built = Function(
-            name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm, options.sparsity
+            name, options.version, call, signature, inspect.getdoc(call) or "", source, options.warm, options.sparsity,
+            foreign=foreign, sizes=options.sizes,
         )  # fmt: skip
         return replace(built, signature=replace(signature, outputs=_outputs(built, options.sizes)))
     except ValueError as error:
@@ -128,6 +148,31 @@ def signature_for(call: Callable[..., Any]) -> Signature:
     """The signature of a function, marked or not, without running it. Raises ValueError as `build` does."""
     options: _Options | None = getattr(call, MARK, None)
     return signature_of(call, options.inputs, options.outputs) if options else signature_of(call, None, None)
+
+
+def _engine(call: Callable[..., Any], options: _Options) -> str:
+    """What computes it. Raises ValueError if that is no engine, or none for a black box."""
+    if options.engine is None:
+        return "torch" if takes_tensors(call, options.inputs, options.outputs) else "jax"
+    if options.engine not in ENGINES:
+        raise ValueError(f"engine={options.engine!r}; expected {' or '.join(map(repr, ENGINES))}, or none to find out")
+    if not options.differentiable:
+        raise ValueError(
+            f"engine={options.engine!r} differentiates it, and differentiable=False says not to; leave one of them out"
+        )
+    return options.engine
+
+
+def _torch(reference: str, call: Callable[..., Any], signature: Signature) -> Foreign:
+    try:
+        from nablad_server.functions.torch_function import TorchFunction  # noqa: PLC0415 - PyTorch is an extra, and large
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ValueError(
+            "it is a function of PyTorch, which is not installed; install it with: pip install 'nablad[server,torch]'"
+        ) from error
+    return TorchFunction(reference, call, signature)
 
 
 def _black_box(name: str, call: Callable[..., Any], options: _Options, signature: Signature, source: str) -> Function:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,10 @@ from nablad.tensors import NUMBERS
 
 Dim = int | str | None
 """The size of one axis: fixed, a symbol shared across the signature, or anything."""
+
+Domain = tuple[float, float] | Callable[[np.random.Generator, tuple[int, ...]], Any]
+"""Where a function is meant to be evaluated: the lowest and the highest element of an input, or what gives random
+elements of a shape."""
 
 SINGLE_OUTPUT = "value"
 """The name of the output of a function that returns one array."""
@@ -60,11 +64,13 @@ class TensorSpec:
         dtypes: the dtypes accepted; empty for any.
         shape: the axes; None for any number of axes.
         name: the path of the leaf, filled in by the signature.
+        domain: where the function is meant to be evaluated; None if that is not declared.
     """
 
     dtypes: tuple[np.dtype[Any], ...] = ()
     shape: tuple[Dim, ...] | None = None
     name: str = field(default="", compare=False)
+    domain: Domain | None = field(default=None, compare=False)
 
     @property
     def differentiable(self) -> bool:

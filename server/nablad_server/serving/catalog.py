@@ -23,6 +23,11 @@ from nablad_server.serving.statistics import Statistics
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000
 
+ENGINES = {
+    "jax": function_pb2.ENGINE_JAX, "torch": function_pb2.ENGINE_TORCH, "python": function_pb2.ENGINE_PYTHON,
+}  # fmt: skip
+"""The wire's number of each engine."""
+
 MAX_WAITING = 4
 """So many calls may wait for compilations and patterns, each in a thread."""
 
@@ -90,6 +95,7 @@ def describe(function: Function, documentation: bool) -> function_pb2.Function:
             inputs=[_spec(spec) for spec in signature.inputs], outputs=[_spec(spec) for spec in signature.outputs or ()]
         ),
         operators=function.operators(),
+        engine=ENGINES[function.engine],
     )
 
 
@@ -106,7 +112,14 @@ def _spec(spec: TensorSpec) -> function_pb2.TensorSpec:
         shape=[_dimension(dim) for dim in spec.shape or ()],
         any_shape=spec.shape is None,
         differentiable=spec.differentiable,
+        domain=_domain(spec),
     )
+
+
+def _domain(spec: TensorSpec) -> function_pb2.Domain | None:
+    if spec.domain is None or callable(spec.domain):
+        return None
+    return function_pb2.Domain(lowest=spec.domain[0], highest=spec.domain[1])
 
 
 def _dimension(dim: Dim) -> function_pb2.Dimension:

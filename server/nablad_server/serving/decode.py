@@ -28,6 +28,7 @@ from nablad_server.derivatives.runner import Points
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_direction, listed, narrowed, near
+from nablad_server.serving.clipping import clipping_of
 from nablad_server.serving.differences import differences_of
 from nablad_server.serving.endpoint import parsed
 from nablad_server.serving.layout import Layout
@@ -43,8 +44,8 @@ class Decoded(NamedTuple):
         query: what to compute.
         points: the arrays.
         layout: how to write the response.
-        fields: for every array the path of its tensor in the request; None if what was concluded from the request
-            depends on the elements, too.
+        fields: for every array but the extras the path of its tensor in the request; None if what was concluded from
+            the request depends on the elements, too.
     """
 
     query: Query
@@ -68,6 +69,7 @@ class _Known(NamedTuple):
     query: Query
     points: int
     layout: Layout
+    extras: tuple[bytes | memoryview, ...]
 
 
 class Decoder:
@@ -99,12 +101,12 @@ class Decoder:
         found = self._known.find(kind.request, message, start, stop)
         if found is not None:
             known = found.known
-            return Decoded(known.query, Points(known.points, found.data), known.layout)
+            return Decoded(known.query, Points(known.points, found.data + known.extras), known.layout)
         request = parsed(kind.request, message[start:stop])
         decoded = kind.decode(self, request)
         query, points, layout, paths = decoded
         if paths is not None:  # requests that differ in the elements of tensors alone come to the same
-            known = _Known(query, points.count, layout)
+            known = _Known(query, points.count, layout, points.data[len(paths) :])
             self._known.add(kind.request, message, start, stop, paths=paths, known=known)
         return decoded
 
@@ -120,9 +122,10 @@ class Decoder:
         outputs = subject.select_scalar_output(request.output)
         wrt = subject.select_inputs(request.wrt)
         differences, step = differences_of(request, subject)
+        clipping, bound = clipping_of(request, subject)
         return self.decoded(
-            subject, (), function_pb2.OPERATOR_GRADIENT, outputs, step,
-            wrt=wrt, mode=mode_of(request.mode), differences=differences,
+            subject, (), function_pb2.OPERATOR_GRADIENT, outputs, bound, step,
+            wrt=wrt, mode=mode_of(request.mode), differences=differences, clipping=clipping,
         )  # fmt: skip
 
     def jacobian(self, request: pb.JacobianRequest) -> Decoded:
@@ -273,15 +276,15 @@ class Decoder:
         moving: Sequence[RequestArray],
         operator: function_pb2.Operator.ValueType,
         outputs: tuple[int, ...],
-        extra: bytes = b"",
-        *,
+        *extras: bytes,
         known_pattern: bytes = b"",
         **options: object,
     ) -> Decoded:
         """The query of these options, and what else it takes to answer it.
 
-        `moving` are the vectors; `extra` are the elements of the query's extras, which are the same for every point;
-        `known_pattern` is the fingerprint of the one that the response need not hold.
+        `moving` are the vectors; `extras` are the elements of the query's extras in their order, the same for every
+        point, and nothing in place of those that it has not; `known_pattern` is the fingerprint of the one that the
+        response need not hold.
 
         Raises:
             InvalidBatch: the batched arrays disagree.
@@ -293,8 +296,9 @@ class Decoder:
         arrays = (*subject.inputs, *moving)
         count = self._count(arrays)
         shared = tuple(not array.batched for array in arrays) if count is not None else ()
-        if shared and extra:
-            shared += (False,)
+        extras = tuple(extra for extra in extras if extra)
+        if shared:
+            shared += (False,) * len(extras)
         query = Query(subject.function, operator, subject.specs, outputs, shared=shared, **options)  # type: ignore[arg-type]  # the callers' keywords are Query's own
         query = with_pattern(query, self._patterns)
         known = query.pattern is not None and query.pattern.fingerprint == known_pattern
@@ -307,8 +311,8 @@ class Decoder:
                 f"{self.max_result_bytes}. To get less, {advice}{', or send fewer points' if count else ''}",
                 metadata={"bytes": str(total), "limit": str(self.max_result_bytes)},
             )
-        extras = (extra * (count or 1),) if extra else ()
-        points = Points(count or 1, tuple(array.data for array in arrays) + extras)
+        repeated = tuple(extra * (count or 1) for extra in extras)
+        points = Points(count or 1, tuple(array.data for array in arrays) + repeated)
         key = (query, count is not None, known)
         layout = self._layouts.get(key)
         if layout is None:
@@ -317,8 +321,7 @@ class Decoder:
             names = tuple(subject.outputs[index][0] for index in outputs)
             layout = self._layouts[key] = Layout(query, count is not None, names, known_pattern=known)
         # Equal queries become one and the same, so that looking for what is known about it is a matter of identity.
-        literal = bool(extras) or any(array.literal for array in arrays)
-        fields = None if literal else tuple(array.field for array in arrays)
+        fields = None if any(array.literal for array in arrays) else tuple(array.field for array in arrays)
         return Decoded(layout.query, points, layout, fields)
 
     def _count(self, arrays: Sequence[RequestArray]) -> int | None:

@@ -16,6 +16,7 @@ from nablad_server.derivatives.query import FIRST_ROW, Query
 from nablad_server.derivatives.runner import Points
 from nablad_server.functions.signature import ArraySpec
 from nablad_server.serving.decode import Decoded, Decoder, mode_of
+from nablad_server.serving.layout_rows import HeaderLayout
 from nablad_server.serving.sparsity import axes_message
 
 BLOCK_BYTES = 2 << 20
@@ -62,6 +63,7 @@ def plan_hessian(decoder: Decoder, request: pb.StreamHessianRequest) -> RowPlan:
     columns = subject.select_inputs(request.columns, "columns") if request.columns else wrt
     mode = mode_of(request.mode)
     head = decoder.decoded(subject, (), function_pb2.OPERATOR_GRADIENT, outputs, wrt=wrt, mode=mode)
+    head = head._replace(layout=HeaderLayout(head.query, [subject.outputs[index][0] for index in outputs]))
     query = Query(
         subject.function, function_pb2.OPERATOR_HESSIAN, subject.specs, outputs,
         wrt=wrt, columns=columns, mode=mode, block_rows=1,

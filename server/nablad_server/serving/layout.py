@@ -20,6 +20,7 @@ from nablad_server.derivatives.operators import result_specs
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Results
 from nablad_server.functions.signature import ArraySpec
+from nablad_server.serving.first_non_finite import first_non_finite
 from nablad_server.serving.sparsity import encoded
 
 Part = bytes | memoryview
@@ -65,16 +66,21 @@ class Layout:
         self._groups = self._fields(query, outputs)
         self._executed = delimited(1, query.function.reference.encode())
         self._frames: dict[int, list[list[tuple[_Frame, _Frame]]]] = {}
+        self._places = _places(query, outputs)
+        self._looks: tuple[Callable[[Array], bool], ...] = (non_finite,) * len(self._groups)
+        self._vouched = _vouched(query, self._groups)
 
     def _fields(self, query: Query, outputs: Sequence[str]) -> list[Group]:
         message, groups = RESPONSES[query.operator]
         groups = DIAGONAL if query.diagonal else SPARSE[query.operator] if query.sparse else groups
         if query.differences is not None:
-            groups = groups | {"errors": list(groups.values())[-1]}  # named as what they are the errors of
+            *_, named = (named for field, named in groups.items() if field != "norms")
+            groups = groups | {"errors": named}  # named as what they are the errors of
+        fields = {message.DESCRIPTOR.fields_by_name[field].number: named for field, named in groups.items()}
         return [
-            (message.DESCRIPTOR.fields_by_name[field].number, named(query, outputs), specs)
-            # The standard errors come last, and only with an estimate.
-            for (field, named), specs in zip(groups.items(), result_specs(query), strict=False)
+            (number, named(query, outputs), specs)
+            # Results are in the order of the numbers. The standard errors come last, and only with an estimate.
+            for (number, named), specs in zip(sorted(fields.items()), result_specs(query), strict=False)
         ]
 
     def write(self, outcome: Outcome) -> tuple[list[Part], int]:
@@ -92,14 +98,23 @@ class Layout:
                 self._frames.clear()
             frames = self._frames[count] = self._framed(count)
         parts: list[Part] = []
-        length = 0
-        for tensors, group in zip(frames, groups, strict=True):
+        length, found = 0, False
+        looks = self._looks
+        if self._vouched and not any(map(non_finite, groups[-1][0])):
+            looks = self._vouched
+        for tensors, group, look in zip(frames, groups, looks, strict=True):
             for (finite, flagged), pieces in zip(tensors, group, strict=True):
-                before, after, size = flagged if any(map(non_finite, pieces)) else finite
+                before, after, size = finite
+                if any(map(look, pieces)):
+                    before, after, size = flagged
+                    found = True
                 parts.extend(before)
                 parts.extend(map(elements, pieces))
                 parts.append(after)
                 length += size
+        if found and self._places:
+            parts.append(self._first_non_finite(groups))
+            length += len(parts[-1])
         execution = self._executed
         for number, value in enumerate((
             outcome.batch_points,
@@ -111,6 +126,17 @@ class Layout:
                 execution += bytes((number << 3,)) + varint(value)
         parts.append(prefix(EXECUTION, len(execution)) + execution)
         return parts, length + len(parts[-1])
+
+    def _first_non_finite(self, groups: Sequence[Sequence[Sequence[Array]]]) -> bytes:
+        """Where the first of the values and the gradients is that is not finite; nothing if only others are."""
+        return first_non_finite(
+            (
+                (field, name, pieces)
+                for places, group in zip(self._places, groups, strict=False)
+                for (field, name), pieces in zip(places, group, strict=True)
+            ),
+            self.batched,
+        )
 
     def _framed(self, count: int) -> list[list[tuple[_Frame, _Frame]]]:
         return [
@@ -160,6 +186,33 @@ def non_finite(array: Array) -> bool:
     return not np.isfinite(array).all()
 
 
+def _places(query: Query, outputs: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """The fields and the names of the tensors that the first one which is not finite is looked for among."""
+    if query.operator != function_pb2.OPERATOR_GRADIENT:
+        return []
+    named = {"values": _outputs(query, outputs), "gradients": _wrt(query, outputs)}
+    return [[(f"{field}[{index}]", name) for index, (name,) in enumerate(names)] for field, names in named.items()]
+
+
+def _known_finite(_: Array) -> bool:
+    """In place of `non_finite` where it is known that nothing is."""
+    return False
+
+
+def _vouched(query: Query, groups: Sequence[Group]) -> tuple[Callable[[Array], bool], ...]:
+    """How to look at each group if all norms of a gradient are finite; nothing if they say nothing of its elements.
+
+    A finite norm is one of finite elements, and much shorter to look at. A gradient of another dtype may be infinite
+    where its norm is not: the compiler may have computed that from what was there before it was narrowed.
+    """
+    if query.operator != function_pb2.OPERATOR_GRADIENT or len(groups) <= 2:
+        return ()
+    _, gradients, *errors, (_, _, (norms,)) = groups
+    if any(spec.dtype != norms.dtype for spec in gradients[2]):
+        return ()
+    return (non_finite, _known_finite, *(non_finite for _ in errors), _known_finite)
+
+
 _Named = Callable[[Query, Sequence[str]], list[Names]]
 
 
@@ -169,6 +222,10 @@ def _outputs(_: Query, outputs: Sequence[str]) -> list[Names]:
 
 def _wrt(query: Query, _: Sequence[str]) -> list[Names]:
     return [(name,) for name in _inputs(query, query.wrt)]
+
+
+def _norms(_: Query, __: Sequence[str]) -> list[Names]:
+    return [("norms",)]
 
 
 def _jacobian(query: Query, outputs: Sequence[str]) -> list[Names]:
@@ -185,7 +242,10 @@ def _inputs(query: Query, indices: Sequence[int]) -> list[str]:
 
 RESPONSES: dict[int, tuple[type[Message], dict[str, _Named]]] = {
     function_pb2.OPERATOR_EVALUATE: (pb.EvaluateResponse, {"values": _outputs}),
-    function_pb2.OPERATOR_GRADIENT: (pb.GradientResponse, {"values": _outputs, "gradients": _wrt}),
+    function_pb2.OPERATOR_GRADIENT: (
+        pb.GradientResponse,
+        {"values": _outputs, "gradients": _wrt, "norms": _norms},
+    ),
     function_pb2.OPERATOR_JACOBIAN: (pb.JacobianResponse, {"values": _outputs, "blocks": _jacobian}),
     function_pb2.OPERATOR_HESSIAN: (
         pb.HessianResponse,

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from nablad.errors import NabladError
 from nablad.v1 import catalog_pb2, error_pb2, function_pb2
 from nablad_server.batching.ticket import Outcome
+from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.linear import Opening
 from nablad_server.derivatives.linear_runner import Linearization
 from nablad_server.derivatives.query import Query
@@ -141,7 +142,9 @@ class Statistics(Collector):
             series = self._by_query[query] = self.of(query.function.reference, query.operator)
         return series
 
-    def executed(self, key: Query | Opening | Linearization, points: int, computed: int, seconds: float) -> None:
+    def executed(
+        self, key: Query | Inspection | Opening | Linearization, points: int, computed: int, seconds: float
+    ) -> None:
         """A batch ran. See Observer."""
         if isinstance(key, Opening):  # what is kept for many products is no point of theirs
             return

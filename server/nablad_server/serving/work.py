@@ -10,6 +10,7 @@ from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.ticket import Outcome, State, Ticket
+from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points
@@ -153,8 +154,9 @@ class Desk:
             return None
 
     def begin(
-        self, name: str, query: Query, points: Points, *, deadline: float, answered: Answered, failed: Failed
-    ) -> Ticket | None:
+        self, name: str, query: Query | Inspection, points: Points, *, deadline: float, answered: Answered,
+        failed: Failed,
+    ) -> Ticket | None:  # fmt: skip
         """Begins work of a call that was read before: at once, from any thread.
 
         Then either `answered` or `failed` is called, once, from any thread and perhaps before this returns; neither if
@@ -171,7 +173,7 @@ class Desk:
     def admit(
         self,
         name: str,
-        query: Query,
+        query: Query | Inspection,
         points: Points,
         size: int,
         *,
@@ -193,7 +195,7 @@ class Desk:
     def _ticket(
         self,
         name: str,
-        query: Query,
+        query: Query | Inspection,
         points: Points,
         size: int,
         *,
@@ -202,7 +204,7 @@ class Desk:
         failed: Failed,
     ) -> Ticket:
         """A ticket for what was let in; what it comes to is counted, and then lets it out."""
-        series = self._statistics.of_query(query)
+        series = self._statistics.of_query(query if isinstance(query, Query) else query.query)
 
         def done(outcome: Outcome | NabladError) -> None:
             try:

@@ -2,14 +2,16 @@
 
 An operator is a row of OPERATORS: `build(f, query)` gives the function of one point, from (inputs, vectors) to groups
 of arrays in the order in which the response lists them; `results(query)` gives the shapes of the same groups without
-tracing, so that a result too large is refused before any work.
+tracing, so that a result too large is refused before any work. `after`, where there is one, makes the last group from
+those before it, of all points at once even where these are looped over.
 
 `f` maps the tuple of input leaves to the tuple of output leaves. "The inputs alone" means the function of the `wrt`
 inputs with the others held at the point.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -25,14 +27,19 @@ from nablad_server.derivatives.operators.leaves import (
     output_specs,
     value_specs,
 )
+from nablad_server.derivatives.operators.norms import measured, norm_specs
 from nablad_server.derivatives.query import Query
+
+After = Callable[[Query, Groups, Leaves], Groups]
+"""Maps groups of results for one point, and the point's extras, to as many groups and another one after them."""
 
 
 class Operator(NamedTuple):
-    """One row: how to compute it, and the shapes of what it gives."""
+    """One row: how to compute it, the shapes of what it gives, and what is made of its first groups, if anything is."""
 
     build: Callable[[FlatFunction, Query], PointFunction]
     results: Callable[[Query], tuple[Specs, ...]]
+    after: After | None = None
 
 
 def _stack(query: Query) -> tuple[int, ...]:
@@ -41,7 +48,9 @@ def _stack(query: Query) -> tuple[int, ...]:
 
 OPERATORS: dict[int, Operator] = {
     function_pb2.OPERATOR_EVALUATE: Operator(first.evaluate, lambda q: (value_specs(q),)),
-    function_pb2.OPERATOR_GRADIENT: Operator(first.gradient, lambda q: (value_specs(q), input_specs(q, q.wrt))),
+    function_pb2.OPERATOR_GRADIENT: Operator(
+        first.gradient, lambda q: (value_specs(q), input_specs(q, q.wrt), norm_specs(q)), measured
+    ),
     function_pb2.OPERATOR_JACOBIAN: Operator(first.jacobian, first.jacobian_results),
     function_pb2.OPERATOR_HESSIAN: Operator(second.hessian, second.hessian_results),
     function_pb2.OPERATOR_HVP: Operator(
@@ -72,30 +81,54 @@ DIFFERENCES = {
     function_pb2.OPERATOR_HVP: differences.hvp,
     function_pb2.OPERATOR_JVP: differences.jvp,
 }
-"""The operators that finite differences serve: their results, and after them the errors of the last group."""
+"""The operators that finite differences serve: their results, and the errors after the group that they are of."""
 
 
 def _operator(query: Query) -> Operator:
     if query.differences is not None:
-        groups = OPERATORS[query.operator].results
-        return Operator(DIFFERENCES[query.operator], lambda q: (*groups(q), groups(q)[-1]))
+        return Operator(DIFFERENCES[query.operator], _with_errors, OPERATORS[query.operator].after)
     if query.sparse:
         return SPARSE_MATRIX
     return ROW_BLOCK if query.block_rows else OPERATORS[query.operator]
 
 
+def _with_errors(query: Query) -> tuple[Specs, ...]:
+    groups = OPERATORS[query.operator].results(query)
+    if query.operator == function_pb2.OPERATOR_GRADIENT:
+        values, gradient, norms = groups
+        return values, gradient, gradient, norms
+    return (*groups, groups[-1])
+
+
 def point_function(query: Query) -> PointFunction:
-    """The function of one point that a query asks for, ready to be traced."""
-    compute = _operator(query).build(query.function.flat, query)
+    """The function of one point that a query asks for, ready to be traced; `finish` makes its result complete."""
+    build, _, after = _operator(query)
+    compute = build(query.function.flat, query)
 
     def converted(point: Leaves, vectors: Leaves) -> Groups:
         groups = compute(point, vectors)
         return tuple(
             tuple(jnp.asarray(array, spec.dtype) for array, spec in zip(group, specs, strict=True))
-            for group, specs in zip(groups, result_specs(query), strict=True)
+            for group, specs in zip(groups, result_specs(query), strict=after is None)
         )
 
     return converted
+
+
+def finish(query: Query) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None:
+    """What makes all results of a point from its arrays and the results of `point_function`; None: they are all."""
+    after = _operator(query).after
+    if after is None:
+        return None
+    sizes = [len(group) for group in result_specs(query)[:-1]]
+
+    def flat(arrays: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+        left = iter(results)
+        groups = tuple(tuple(itertools.islice(left, size)) for size in sizes)
+        extras = tuple(arrays[len(arrays) - len(query.extras) :])
+        return [leaf for group in after(query, groups, extras) for leaf in group]
+
+    return flat
 
 
 def result_specs(query: Query) -> tuple[Specs, ...]:

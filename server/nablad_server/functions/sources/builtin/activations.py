@@ -6,6 +6,8 @@
 import jax
 from jaxtyping import Array, Float
 
+from nablad_server.functions.registration import function
+
 
 def sigmoid(x: Float[Array, ""]) -> Float[Array, ""]:
     """The logistic sigmoid σ(x) = 1/(1 + e⁻ˣ).
@@ -31,6 +33,7 @@ def relu(x: Float[Array, ""]) -> Float[Array, ""]:
     return jax.nn.relu(x)
 
 
+@function(domain={"alpha": (0.0, 0.5)})
 def leaky_relu(x: Float[Array, ""], alpha: Float[Array, ""]) -> Float[Array, ""]:
     """The leaky rectified linear unit: x for x ≥ 0, else αx.
 

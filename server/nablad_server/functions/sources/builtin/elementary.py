@@ -6,7 +6,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nablad_server.functions.registration import function
 
+
+@function(domain={"x": (0.1, 3.0), "n": (-3.0, 3.0)})
 def power(x: Float[Array, ""], n: Float[Array, ""]) -> Float[Array, ""]:
     """The power xⁿ with a real exponent.
 
@@ -16,6 +19,7 @@ def power(x: Float[Array, ""], n: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.power(x, n)
 
 
+@function(domain={"x": (0.1, 3.0), "n": (-3, 4)})
 def integer_power(x: Float[Array, ""], n: Int[Array, ""]) -> Float[Array, ""]:
     """The power xⁿ with a whole exponent, for x of either sign.
 
@@ -41,6 +45,7 @@ def exp(x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.exp(x)
 
 
+@function(domain={"a": (0.1, 4.0)})
 def exponential(a: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
     """The exponential aˣ with a base of one's choice.
 
@@ -49,6 +54,7 @@ def exponential(a: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.power(a, x)
 
 
+@function(domain={"x": (0.01, 100.0)})
 def ln(x: Float[Array, ""]) -> Float[Array, ""]:
     """The natural logarithm ln x.
 
@@ -57,6 +63,7 @@ def ln(x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.log(x)
 
 
+@function(domain={"a": (1.5, 10.0), "x": (0.01, 100.0)})
 def log(a: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
     """The logarithm of x to the base a, ln x / ln a.
 
@@ -81,6 +88,7 @@ def cos(x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.cos(x)
 
 
+@function(domain={"x": (-1.5, 1.5)})
 def tan(x: Float[Array, ""]) -> Float[Array, ""]:
     """The tangent tan x.
 

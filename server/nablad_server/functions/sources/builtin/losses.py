@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from nablad_server.functions.registration import function
+
 
 def linear_layer_loss(
     W: Float[Array, "m n"], x: Float[Array, "n"], b: Float[Array, "m"], y_true: Float[Array, "m"]
@@ -27,6 +29,7 @@ def mse(predictions: Float[Array, "n"], targets: Float[Array, "n"]) -> Float[Arr
     return jnp.mean(optax.losses.squared_error(predictions, targets))
 
 
+@function(domain={"delta": (0.5, 2.0)})
 def huber(predictions: Float[Array, "n"], targets: Float[Array, "n"], delta: Float[Array, ""]) -> Float[Array, ""]:
     """The mean Huber loss: of e = p − t, ½e² where |e| ≤ δ, and δ(|e| − ½δ) beyond.
 

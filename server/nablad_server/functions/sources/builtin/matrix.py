@@ -10,6 +10,9 @@ denominator, layout) show the transpose: ∂(Ax)/∂x = Aᵀ there, A here.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nablad_server.functions.domains import positive_definite
+from nablad_server.functions.registration import function
+
 
 def matvec(A: Float[Array, "m n"], x: Float[Array, "n"]) -> Float[Array, "m"]:
     """The matrix-vector product Ax.
@@ -43,6 +46,7 @@ def trace_product(A: Float[Array, "m n"], B: Float[Array, "n m"]) -> Float[Array
     return jnp.trace(A @ B)
 
 
+@function(domain={"A": positive_definite})
 def det(A: Float[Array, "n n"]) -> Float[Array, ""]:
     """The determinant |A|.
 
@@ -53,6 +57,7 @@ def det(A: Float[Array, "n n"]) -> Float[Array, ""]:
     return determinant
 
 
+@function(domain={"A": positive_definite})
 def logdet(A: Float[Array, "n n"]) -> Float[Array, ""]:
     """The logarithm of the absolute determinant, ln |det A|.
 
@@ -62,6 +67,7 @@ def logdet(A: Float[Array, "n n"]) -> Float[Array, ""]:
     return logarithm
 
 
+@function(domain={"A": positive_definite})
 def inverse(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """The inverse matrix A⁻¹.
 

@@ -11,6 +11,7 @@ import optax
 from jax.scipy import stats
 from jaxtyping import Array, Float, Int
 
+from nablad_server.functions.domains import positive_definite
 from nablad_server.functions.registration import function
 
 
@@ -34,6 +35,7 @@ def doubling_chain(x: Float[Array, ""]) -> Float[Array, ""]:
     return end
 
 
+@function(domain={"precision": (0.1, 10.0)})
 def logistic_regression(
     w: Float[Array, "d"], X: Float[Array, "n d"], y: Int[Array, "n"], precision: Float[Array, ""]
 ) -> Float[Array, ""]:
@@ -48,6 +50,7 @@ def logistic_regression(
     return likelihood - prior
 
 
+@function(domain={"cov": positive_definite})
 def gaussian_logpdf(x: Float[Array, "n"], mean: Float[Array, "n"], cov: Float[Array, "n n"]) -> Float[Array, ""]:
     """The log density of a multivariate normal, −½(x − μ)ᵀΣ⁻¹(x − μ) − ½ ln det Σ − (n/2) ln 2π.
 
