@@ -189,7 +189,7 @@ class CheckGradientRequest(_message.Message):
     seed: _builtins.int
     """What is sampled follows from it: the same request has the same answer."""
     dtype: _tensor_pb2.Dtype.ValueType
-    """The dtype of sampled floating-point inputs. Unspecified: float64, or the widest that the function takes."""
+    """The dtype of sampled floating-point inputs. Unspecified: the widest of those given, or else float64."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
         """Inputs of the function, batched for several points. Those that are not given are sampled: floating-point ones
@@ -428,13 +428,17 @@ class Comparison(_message.Message):
     point: _builtins.int
     """At which point."""
     automatic: _builtins.float
-    """By automatic differentiation."""
+    """By automatic differentiation: with respect to the element, or along a direction that moves each element by about its
+    own size.
+    """
     numerical: _builtins.float
     """By differences, extrapolated to the step zero."""
     uncertainty: _builtins.float
     """What the numerical derivative may be wrong by."""
     relative_error: _builtins.float
-    """|automatic − numerical| over the larger of the two."""
+    """|automatic − numerical| over the larger of the two, or over what matters at the point if both are smaller: about a
+    ten-thousandth of the largest derivative there in float64, each times the size of what is moved.
+    """
     verdict: Global___Verdict.ValueType
     """What it comes to."""
     def __init__(

@@ -36,7 +36,7 @@ Sampled = Callable[[Sequence[Array]], Array]
 
 @dataclass(frozen=True)
 class Compared:
-    """What comparing along one line came to, with steps in proportion to what moves; all but `line` are [outputs].
+    """What comparing along one line came to, with derivatives in proportion to what moves, [outputs] each.
 
     Attributes:
         line: the line.
@@ -87,8 +87,8 @@ class Point:
         automatic = {line: _derivative(jacobian, line) for line in along}
         largest = self._largest(automatic)
         first = {line: self._judged(line, automatic[line], largest, 0) for line in along}
-        doubtful = [line for line in along if (first[line].verdicts != Verdict.PASS).any()]
-        self._look(doubtful, SHIFT, 1, sampled)
+        doubtful = {line: None for line in along if (first[line].verdicts != Verdict.PASS).any()}
+        self._look(list(doubtful), SHIFT, 1, sampled)
         return [self._clearer(first[line], largest) if line in doubtful else first[line] for line in along]
 
     def _look(self, along: Sequence[Line], shift: float, time: int, sampled: Sampled) -> None:

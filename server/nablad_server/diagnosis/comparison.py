@@ -81,7 +81,7 @@ class Surroundings(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What the samples along one line say; all but `curve` are [outputs].
+    """What the samples along one line say; all but `central` are [outputs].
 
     Attributes:
         numerical: the derivatives by differences.
