@@ -571,11 +571,16 @@ def common(response: Any, values: Any, *others: Any) -> tuple[Any, bool, results
     return (
         arrange_outputs(arrays(values)),
         flagged,
-        results.Execution(
-            execution.function,
-            execution.batch_points,
-            execution.queue_nanoseconds * 1e-9,
-            execution.compile_nanoseconds * 1e-9,
-            execution.compute_nanoseconds * 1e-9,
-        ),
+        execution_of(execution),
+    )
+
+
+def execution_of(execution: pb.Execution) -> results.Execution:
+    """How an answer came about, read."""
+    return results.Execution(
+        execution.function,
+        execution.batch_points,
+        execution.queue_nanoseconds * 1e-9,
+        execution.compile_nanoseconds * 1e-9,
+        execution.compute_nanoseconds * 1e-9,
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from nablad import reports, results
 from nablad._arguments import Arguments, Batched, arrays
-from nablad._calls import Mode, Names, mode_number
+from nablad._calls import Mode, Names, execution_of, mode_number
 from nablad.errors import InvalidOption
 from nablad.tensors import NUMBERS
 from nablad.v1 import diagnostics_pb2 as pb
@@ -29,7 +29,7 @@ def curvatures(
     request: pb.SummarizeCurvatureRequest, response: pb.SummarizeCurvatureResponse
 ) -> reports.Curvature | tuple[reports.Curvature, ...]:
     """A response about Hessians, read: one if the request has no points, else one for each."""
-    execution = _execution(response.execution)
+    execution = execution_of(response.execution)
     found = tuple(
         reports.Curvature(
             function=response.function,
@@ -167,16 +167,6 @@ def _dtype(name: str | None) -> tensor_pb2.Dtype.ValueType:
         if dtype.name == name:
             return number
     raise InvalidOption(f"dtype is {name!r}; expected one of {', '.join(d.name for d in NUMBERS)}", field="dtype")
-
-
-def _execution(execution: differentiation_pb2.Execution) -> results.Execution:
-    return results.Execution(
-        execution.function,
-        execution.batch_points,
-        execution.queue_nanoseconds * 1e-9,
-        execution.compile_nanoseconds * 1e-9,
-        execution.compute_nanoseconds * 1e-9,
-    )
 
 
 def _word(enum: Any, number: int) -> str:

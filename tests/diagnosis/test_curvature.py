@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from nablad_server.diagnosis.curvature import Definiteness, assembled, curvatures, rounding_of
+from nablad_server.diagnosis.curvature import Definiteness, curvatures, rounding_of
+from nablad_server.diagnosis.matrices import assembled
 
 EPS = 2.0**-52
 random = np.random.default_rng(3)
@@ -93,7 +94,7 @@ def test_blocks_become_one_matrix() -> None:
         for i in (0, 1)
         for j in (0, 1)
     ]
-    np.testing.assert_array_equal(assembled(blocks, [1, 4]), matrix)
+    np.testing.assert_array_equal(assembled(blocks, [1, 4], [1, 4]), matrix)
 
 
 def test_the_coarsest_dtype_rounds() -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def _servers(
     if sources:
         yield _embedded(sources), ()
     if names:
-        yield _at(address), names
+        yield nullcontext(address), names
 
 
 def _is_source(target: str) -> bool:
@@ -133,20 +133,12 @@ def _embedded(sources: Sequence[str]) -> AbstractContextManager[str]:
 
 @contextmanager
 def _loaded(embedded: Any, sources: Sequence[str]) -> Iterator[str]:
-    try:
-        server = embedded(sources, builtin=False)
-        address = server.__enter__()
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(embedded(sources, builtin=False))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
         yield address
-    finally:
-        server.__exit__(None, None, None)
-
-
-@contextmanager
-def _at(address: str) -> Iterator[str]:
-    yield address
 
 
 def _checked(client: Client, name: str, inputs: dict[str, Any], keywords: dict[str, Any], *, alone: bool) -> _Checked:

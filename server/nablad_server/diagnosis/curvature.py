@@ -57,22 +57,6 @@ def curvatures(matrices: Array, rounding: float) -> list[Curvature]:
     ]
 
 
-def assembled(blocks: Sequence[Array], sizes: Sequence[int]) -> Array:
-    """The matrices that blocks make up, [points, n, n] and float64.
-
-    `blocks` are those of all pairs of inputs, row by row, [points] + row shape + column shape; `sizes` are the elements
-    of each input.
-    """
-    count, ends = len(blocks[0]), np.cumsum([0, *sizes])
-    matrices = np.empty((count, ends[-1], ends[-1]))
-    for index, block in enumerate(blocks):
-        row, column = divmod(index, len(sizes))
-        matrices[:, ends[row] : ends[row + 1], ends[column] : ends[column + 1]] = block.reshape(
-            count, sizes[row], sizes[column]
-        )
-    return matrices
-
-
 def rounding_of(blocks: Sequence[Array]) -> float:
     """The unit of rounding of the coarsest dtype among these: the distance from 1 to the next number."""
     return max(float(np.spacing(np.ones((), block.dtype))) for block in blocks)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from nablad_server.derivatives.operators.extrapolation import epsilon_of
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points
 from nablad_server.diagnosis.check import Compared, Point, Sampled, evaluations, lines_through
+from nablad_server.diagnosis.matrices import assembled
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.check_points import chosen_inputs
 from nablad_server.serving.check_report import Checked, Side, response
@@ -182,7 +184,8 @@ class _Check:
                 refused = refused or error
                 continue
             self.differentiated = query
-            found.append((mode, _matrices(groups[-1], query, self._subject.points.count)))
+            columns = [query.inputs[index].size for index in query.wrt]
+            found.append((mode, assembled(groups[-1], _rows(query), columns)))
         if refused is not None and not found:
             raise refused
         return found
@@ -212,10 +215,7 @@ class _Check:
         """What is differentiated, [points, elements] in float64."""
         values = self._subject.values
         shared = tuple(not each for each in batched)
-        query = Query(
-            values.function, values.operator, values.inputs, values.outputs, wrt=values.wrt, mode=values.mode,
-            shared=shared if any(batched) else (),
-        )  # fmt: skip
+        query = replace(values, shared=shared if any(batched) else ())
         self.evaluations += points.count
         group = self._computed(query, points)[self._subject.group]
         with np.errstate(all="ignore"):
@@ -244,17 +244,6 @@ def _refuse_excess(count: int, lines: int, query: Query, epsilon: float) -> None
             f"numbers to compare; a call may compare {MAX_VALUES} at each point. {advice}",
             field="outputs",
         )
-
-
-def _matrices(blocks: Sequence[Array], query: Query, count: int) -> Array:
-    """The blocks of a Jacobian or a Hessian as one matrix for each point, in float64."""
-    columns = [query.inputs[index].size for index in (query.columns or query.wrt)]
-    each = iter(blocks)
-    rows = [
-        np.concatenate([next(each).reshape(count, size, across).astype(np.float64) for across in columns], axis=2)
-        for size in _rows(query)
-    ]
-    return np.concatenate(rows, axis=1)
 
 
 def _rows(query: Query) -> list[int]:

@@ -7,7 +7,8 @@ import numpy as np
 from nablad.errors import ResultTooLarge
 from nablad.v1 import diagnostics_pb2 as pb
 from nablad.v1 import differentiation_pb2
-from nablad_server.diagnosis.curvature import Curvature, assembled, curvatures, rounding_of
+from nablad_server.diagnosis.curvature import Curvature, curvatures, rounding_of
+from nablad_server.diagnosis.matrices import assembled
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.waiting import joined, outcome_of
 from nablad_server.serving.work import Desk
@@ -53,7 +54,8 @@ def curvature(
         )
     outcome = outcome_of(desk, "SummarizeCurvature", query, points, seconds)
     _, gradients, blocks = joined(outcome.result)
-    matrices = assembled(blocks, [query.inputs[index].size for index in query.wrt])
+    sizes = [query.inputs[index].size for index in query.wrt]
+    matrices = assembled(blocks, sizes, sizes)
     slopes = [leaf.reshape(points.count, -1).astype(np.float64) for leaf in gradients]
     norms = np.linalg.norm(np.concatenate(slopes, axis=1), axis=1)
     return pb.SummarizeCurvatureResponse(
