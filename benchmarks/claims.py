@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.figures import Figure, Target, ceilings, ratios
+from benchmarks.neighbour import a_noisy_neighbour_does_not_slow_another_caller
 from benchmarks.second_order_claims import (
     a_gradient_costs_a_few_evaluations,
     a_hessian_of_gigabytes_takes_the_memory_of_a_few_blocks,
@@ -216,6 +217,7 @@ CLAIMS: dict[str, Callable[[Stand], Iterator[Figure]]] = {
         many_points_in_one_request_cost_their_bytes_and_the_program,
         a_large_point_costs_its_bytes_and_the_program,
         large_calls_do_not_hold_up_small_ones,
+        a_noisy_neighbour_does_not_slow_another_caller,
         no_execution_begins_for_a_caller_who_has_gone,
         cancelled_and_malformed_calls_harm_no_others,
         a_restart_finds_its_programs_compiled,

@@ -3,7 +3,7 @@
 `python -m benchmarks.load` does the jobs below. Times are in seconds, rates in calls or points a second.
 """
 
-from benchmarks import misuse, second_order, streams, unary
+from benchmarks import misuse, neighbour, second_order, streams, unary
 from benchmarks.jobs import serve_jobs
 
 if __name__ == "__main__":
@@ -19,6 +19,7 @@ if __name__ == "__main__":
         "overload": misuse.overload,
         "late_points": misuse.late_points,
         "mixed": misuse.mixed,
+        "flood": neighbour.flood,
         "sparse_hessian": second_order.sparse_hessian,
         "streamed_hessian": second_order.streamed_hessian,
         "block_rows": second_order.block_rows,

@@ -49,6 +49,7 @@ class Stand:
 
     Attributes:
         pace: how thorough the run is.
+        scratch: a directory of this run's own.
         curves: for each workload and batch of points, the rates in process, in points/s.
     """
 
@@ -57,7 +58,7 @@ class Stand:
         self.pace = pace
         self.curves: dict[str, dict[int, list[float]]] = {}
         self._best: dict[str, int] = {}
-        self._scratch = scratch
+        self.scratch = scratch
         self._say = say
         self._answering, self._asking = cores()
         self._stack = ExitStack()
@@ -70,9 +71,9 @@ class Stand:
     ) -> None:
         self._stack.close()
 
-    def start_server(self, compile_cache: str) -> Server:
-        """A server with all that the claims call compiled, its cache in a directory of that name."""
-        options = ["--compile-cache", str(self._scratch / compile_cache)]
+    def start_server(self, compile_cache: str, *more: str) -> Server:
+        """A server with all that the claims call compiled, its cache in a directory of that name; `more` options."""
+        options = ["--compile-cache", str(self.scratch / compile_cache), *more]
         for name in ("W1", "W2", "W3", "W4"):
             options += ["--warm", WORKLOADS[name].warm(*WARM_POINTS)]
         return Server(*options, str(ROOT / "benchmarks" / "functions.py"), core=self._answering)

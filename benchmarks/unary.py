@@ -1,6 +1,7 @@
 """Unary calls, of raw bytes: the same for nablad and for the echo, which `echo` says by the length of its answer."""
 
 import asyncio
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -66,14 +67,19 @@ def response_length(address: str, workload: str, batch: int | None = None) -> in
 
 
 def one_at_a_time(
-    address: str, workload: str, seconds: float, batch: int | None = None, echo: int | None = None
+    address: str, workload: str, seconds: float, batch: int | None = None, echo: int | None = None, *, token: str = ""
 ) -> dict[str, float]:
-    """Latencies of calls one after the other: their quantiles, in seconds, and how many there were."""
+    """Latencies of calls one after the other: their quantiles, in seconds, and how many there were.
+
+    `token` shows who calls.
+    """
     exchanges = prepared(workload, batch)
     answers = Answers(exchanges, echo)
     requests = [exchange.request for exchange in exchanges]
     with grpc.insecure_channel(address, UNLIMITED) as channel:
-        call: Callable[[bytes], bytes] = channel.unary_unary(method_of(workload, echo))  # type: ignore[assignment]
+        call: Callable[..., bytes] = channel.unary_unary(method_of(workload, echo))
+        if token:
+            call = functools.partial(call, metadata=(("authorization", f"Bearer {token}"),))
         call(requests[0])  # connects
         spent = []
         end = time.perf_counter() + seconds

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from clock import HandClock
 from nablad.errors import NabladError
-from nablad_server.batching.ticket import Done
+from nablad_server.batching.ticket import Done, Owner
 
 SAFETY = 30.0
 """Seconds after which something that must happen is taken not to happen. No test that passes waits for it."""
@@ -45,6 +45,7 @@ class PuppetRunner:
 
     Attributes:
         asked: what was to be prepared, key and points, in order.
+        askers: in whose turn, likewise.
         batches: the executions begun, in order.
         failing: payloads that make the whole execution raise, and what it raises.
         refusing: keys whose preparation raises, and what it raises.
@@ -59,6 +60,7 @@ class PuppetRunner:
     def __init__(self, clock: HandClock | None = None) -> None:
         """`clock` is what executions move."""
         self.asked: list[tuple[Hashable, int]] = []
+        self.askers: list[tuple[Hashable, Owner]] = []
         self.batches: list[Batch] = []
         self.failing: dict[Any, Exception] = {}
         self.refusing: dict[Hashable, Exception] = {}
@@ -73,10 +75,11 @@ class PuppetRunner:
         self._cold: dict[Hashable, list[Done]] = {}
         self._holds: Callable[[Hashable], bool] = lambda _: False
 
-    def prepare(self, key: Any, points: int, done: Done, /) -> PuppetPrepared | None:
+    def prepare(self, key: Any, points: int, done: Done, owner: Owner, /) -> PuppetPrepared | None:
         """The Runner's method."""
         with self._condition:
             self.asked.append((key, points))
+            self.askers.append((key, owner))
             if key in self.refusing:
                 raise self.refusing[key]
             if key in self._cold:

@@ -13,11 +13,23 @@
 from nablad import aio, errors
 from nablad._calls import Mode
 from nablad._differences import Differences
+from nablad._secured import Tls
 from nablad.client import Client, Function
 from nablad.errors import NabladError
 from nablad.linearize import Linearization
 from nablad.pipeline import Pipeline
-from nablad.reports import Comparison, Curvature, DerivativeCheck, GradientCheck, InputCheck, Layer, LayerReport
+from nablad.reports import (
+    Comparison,
+    Curvature,
+    DerivativeCheck,
+    GradientCheck,
+    Histogram,
+    InputCheck,
+    Layer,
+    LayerReport,
+    OperatorStatistics,
+    Reload,
+)
 from nablad.results import (
     Cost,
     Derivative,
@@ -58,6 +70,7 @@ __all__ = [
     "Gradient",
     "GradientCheck",
     "Hessian",
+    "Histogram",
     "Hvp",
     "InputCheck",
     "Jacobian",
@@ -70,13 +83,16 @@ __all__ = [
     "Mode",
     "NabladError",
     "NonFinite",
+    "OperatorStatistics",
     "Pipeline",
     "ProgramInfo",
+    "Reload",
     "RowBlock",
     "RowStream",
     "SparseMatrix",
     "Sparsity",
     "TensorInfo",
+    "Tls",
     "Vjp",
     "aio",
     "errors",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from nablad._packing import (
     Packing,
     refutes,
 )
+from nablad._tracing import trace_context
 
 _BROKEN_WRITE = "Internal error from Core"
 """What grpc.aio makes of the status of a stream that broke while a message was written, in place of the true one."""
@@ -47,7 +49,7 @@ class Stream:
     ) -> None:
         """`forget` is told the functions that the server understands differently than the client does."""
         open_stream: Any = channel.stream_stream(dialect.method)  # without serializers: bytes both ways
-        self._open: Callable[[], Any] = open_stream
+        self._open: Callable[[], Any] = partial(open_stream, metadata=trace_context())
         self._retries = retries
         self._forget = forget
         self._dialect = dialect

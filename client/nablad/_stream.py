@@ -4,6 +4,7 @@ import _thread
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -23,6 +24,7 @@ from nablad._packing import (
     Packing,
     refutes,
 )
+from nablad._tracing import trace_context
 
 
 class _Signal(_thread.RLock):  # type: ignore[misc]  # final in the stubs alone
@@ -71,7 +73,7 @@ class Stream:
     def __init__(self, channel: grpc.Channel, retries: bool, forget: Callable[[str], None], dialect: Dialect) -> None:
         """`forget` is told the functions that the server understands differently than the client does."""
         open_stream: Any = channel.stream_stream(dialect.method)  # without serializers: bytes both ways
-        self._open: Callable[[Iterator[bytes]], Any] = open_stream
+        self._open: Callable[[Iterator[bytes]], Any] = partial(open_stream, metadata=trace_context())
         self._retries = retries
         self._forget = forget
         self._dialect = dialect

@@ -7,21 +7,43 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import grpc
 
-from nablad import _calls, _diagnostics, _health, _rows, reports, results
+from nablad import _calls, _diagnostics, _health, _operation, _rows, _secured, reports, results
 from nablad._arguments import Batched
 from nablad._calls import MISSING, Mode, Names, Operator
 from nablad._channel import DEFAULT_ADDRESS, options
 from nablad._differences import Differencing
 from nablad._linear import Question
 from nablad._plans import Plans, key_of
-from nablad.errors import InvalidArgument, NotFound, from_rpc_error
+from nablad._secured import Tls
+from nablad._tracing import trace_context
+from nablad.errors import InvalidArgument, NabladError, NotFound, from_rpc_error
 from nablad.linearize import Linearization
 from nablad.pipeline import Pipeline
 from nablad.rows import RowStream
 from nablad.sparse import Sparsity
-from nablad.v1 import catalog_pb2, catalog_pb2_grpc, diagnostics_pb2_grpc, differentiation_pb2_grpc
+from nablad.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    diagnostics_pb2_grpc,
+    differentiation_pb2_grpc,
+)
 
 _R = TypeVar("_R", bound=results.Result)
+
+
+def _connect(address: str, tls: Tls | bool | None, token: str | None, retries: bool) -> Any:
+    """A channel that is secured as was asked for; raises as the client does."""
+    metadata = _secured.metadata(address, tls, token)
+    credentials = _secured.credentials(tls)
+    given = [*options(retries), *_secured.names(tls)]
+    channel = (
+        grpc.insecure_channel(address, given)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, given)
+    )
+    return _secured.Bearing(channel, metadata) if metadata else channel
 
 
 class Client:
@@ -50,6 +72,8 @@ class Client:
         *,
         timeout: float | None = 60.0,
         retries: bool = True,
+        tls: Tls | bool | None = None,
+        token: str | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         """Connects when the first call needs it.
@@ -59,15 +83,23 @@ class Client:
             timeout: seconds that a call may take, retries included; None for no limit. The first call for new shapes
                 waits for a compilation, which takes from 0.1 s to many seconds for large functions.
             retries: repeat calls answered with UNAVAILABLE, with backoff, up to four times; all calls are pure.
-            channel: a channel of your own (TLS, interceptors) instead of `address`, with retries of its own except for
+            tls: True for TLS with the usual authorities' certificates, or a `Tls` that says more; None for plaintext.
+            token: shows the server who calls. It is sent over TLS, or to a server on this machine, and not otherwise.
+            channel: a channel of your own (interceptors, …) instead of `address`, with retries of its own except for
                 those of pipelines. It is closed with the client.
+
+        Raises:
+            InvalidArgument: others could read the token on the way, or these do not go together.
+            OSError: a file of `tls` cannot be read.
         """
-        self._channel = channel or grpc.insecure_channel(address, options(retries))
+        _secured.check_own(channel, tls, token)
+        self._channel = channel or _connect(address, tls, token, retries)
         self._timeout = timeout
         self._retries = retries
         self._stub = differentiation_pb2_grpc.DifferentiationServiceStub(self._channel)
         self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
         self._diagnostics = diagnostics_pb2_grpc.DiagnosticsServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._plans = Plans()
 
     def evaluate(
@@ -515,6 +547,24 @@ class Client:
         )  # fmt: skip
         return _diagnostics.gradient_check(self._answer(self._diagnostics.CheckGradient, request, timeout))
 
+    def statistics(
+        self, function: str | None = None, *, timeout: float | None = None
+    ) -> tuple[reports.OperatorStatistics, ...]:
+        """What the server has done since it started, for each function and operator that was asked for.
+
+        `function` asks for one alone. The same numbers that a Prometheus scrape reads.
+        """
+        request = _operation.statistics_request(function)
+        return _operation.statistics(self._answer(self._catalog.GetStatistics, request, timeout))
+
+    def reload(self, *, timeout: float | None = None) -> reports.Reload:
+        """Has the server load the files and modules of functions anew, and says what came of that.
+
+        What has changed is loaded, checked and warmed up before it takes the place of what there is; if anything of it
+        does not load, nothing is changed at all. See AdminService.Reload.
+        """
+        return _operation.reload(self._answer(self._admin.Reload, admin_pb2.ReloadRequest(), timeout))
+
     def healthy(self, timeout: float = 5.0) -> bool:
         """Whether the server says that it serves; False also if it cannot be reached in time."""
         check: Callable[..., Any] = self._channel.unary_unary(_health.METHOD)
@@ -541,22 +591,32 @@ class Client:
     ) -> _R:  # fmt: skip
         key, arguments = key_of(operator, function, args, named, vector=vector, options=options)
         plan = self._plans.find(key)
-        if plan is not None:
-            request, read = plan.request(arguments), plan.read
-        else:
-            info = self._plans.info(function) or self.describe(function)
-            prepared = operator.prepared(
-                info, function, args, named, vector=vector, options=options, patterns=self._plans.patterns
-            )
-            self._plans.make(key, operator, prepared, arguments)
-            request, read = prepared.request, prepared.read
+        known = self._plans.info(function)
         try:
+            if plan is not None:
+                request, read = plan.request(arguments), plan.read
+            else:
+                prepared = operator.prepared(
+                    known or self.describe(function), function, args, named,
+                    vector=vector, options=options, patterns=self._plans.patterns,
+                )  # fmt: skip
+                self._plans.make(key, operator, prepared, arguments)
+                request, read = prepared.request, prepared.read
             response = self._answer(getattr(self._stub, operator.method), request, timeout)
         except (InvalidArgument, NotFound):
-            self._plans.forget(function)  # perhaps the server has a newer version since
-            raise
+            self._plans.forget(function)
+            if known is None or not self._differs(function, known):
+                raise
+            return self._call(operator, function, args, named, timeout, vector=vector, **options)
         result: _R = read(response)
         return result
+
+    def _differs(self, function: str, known: results.FunctionInfo) -> bool:
+        """Whether the server has another function than is known under that name: it may have been reloaded since."""
+        try:
+            return self.describe(function) != known
+        except NabladError:
+            return False
 
     def _rows(
         self, matrix: _rows.Matrix, function: str, args: tuple[Any, ...], named: dict[str, Any],
@@ -567,7 +627,7 @@ class Client:
 
     def _answer(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=self._timeout if timeout is None else timeout)
+            return method(request, timeout=self._timeout if timeout is None else timeout, metadata=trace_context())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

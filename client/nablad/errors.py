@@ -14,10 +14,13 @@
     ├── Cancelled
     ├── ResourceExhausted                         too much at once
     │   └── QueueFull    CompileQueueFull         retry after `retry_after` seconds
+    │       RateLimited                           likewise
+    │       TooManyCalls                          let some end
     │       TooManyLinearizations                 close some
     ├── Unavailable (also ConnectionError)        the server cannot be reached, is loading or draining: retry
     │   └── Loading    Draining
-    ├── Unauthenticated    PermissionDenied
+    ├── Unauthenticated                           the server does not know the caller: send a token it knows
+    ├── PermissionDenied                          it does, and does not allow this: ask whoever runs it
     └── Internal                                  a defect of the server: report `metadata["request_id"]`
 
 The server raises these classes and sends them as a `google.rpc.Status` (`to_status`); the client receives one and
@@ -256,6 +259,18 @@ class TooManyLinearizations(ResourceExhausted):
     reason = "TOO_MANY_LINEARIZATIONS"
 
 
+class TooManyCalls(ResourceExhausted):
+    """The caller has too many calls or streams open; let some end."""
+
+    reason = "TOO_MANY_CALLS"
+
+
+class RateLimited(ResourceExhausted):
+    """The caller asks too often; retry after `retry_after` seconds."""
+
+    reason = "RATE_LIMITED"
+
+
 class Unavailable(NabladError, ConnectionError):
     """The server cannot be reached, or cannot serve now; retry, preferably elsewhere."""
 
@@ -275,15 +290,17 @@ class Draining(Unavailable):
 
 
 class Unauthenticated(NabladError):
-    """The caller did not say who it is."""
+    """The server has to know its callers, and does not know this one."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
 
 
 class PermissionDenied(NabladError):
     """The caller may not do this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class Internal(NabladError):

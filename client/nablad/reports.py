@@ -1,5 +1,6 @@
-"""What diagnostics return: reports on derivatives, rather than derivatives."""
+"""What diagnostics return, and what a server tells of itself: reports, rather than derivatives."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -199,3 +200,101 @@ class LayerReport:
     factor_per_layer: float
     layers: tuple[Layer, ...]
     inputs: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often values fell between bounds.
+
+    Attributes:
+        bounds: upper bounds of the buckets, increasing.
+        counts: how many values fell into each; one more, for those above all bounds.
+        sum: of all values.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Their mean; NaN of none."""
+        return self.sum / self.count if self.count else math.nan
+
+    def quantile(self, share: float) -> float:
+        """What so large a share of the values, such as 0.99, is no greater than: interpolated within a bucket.
+
+        NaN of no values; the last bound if it lies above that.
+        """
+        wanted, below, low = share * self.count, 0, 0.0
+        if not self.count:
+            return math.nan
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= wanted:
+                return low + (bound - low) * max(0.0, wanted - below) / count
+            below, low = below + count, bound
+        return self.bounds[-1] if self.bounds else math.nan
+
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """What was added since an earlier one; all of it if that has other bounds, or more values: a server was new."""
+        counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=False))
+        if self.bounds != earlier.bounds or min(counts, default=0) < 0:
+            return self
+        return Histogram(self.bounds, counts, self.sum - earlier.sum)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorStatistics:
+    """How one operator of one function was used since the server started.
+
+    Attributes:
+        function: `name@version`; empty for requests that were refused as soon as they were read.
+        operator: such as `gradient`.
+        requests: answered with a result.
+        points: in them.
+        padding_points: computed only to fill a batch.
+        batch_points: points in each execution, padding not counted.
+        queue_seconds: of each request, from its decoding to the start of its execution.
+        compile_seconds: of each request that waited for a compilation.
+        compute_seconds: of each execution.
+        encode_seconds: of each request, from the end of its execution until its response was with the transport.
+        request_seconds: of each request, from its decoding until then.
+        rejections: requests answered with an error, by reason.
+    """
+
+    function: str
+    operator: str
+    requests: int
+    points: int
+    padding_points: int
+    batch_points: Histogram
+    queue_seconds: Histogram
+    compile_seconds: Histogram
+    compute_seconds: Histogram
+    encode_seconds: Histogram
+    request_seconds: Histogram
+    rejections: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What came of a reload. Functions are named `name@version`.
+
+    Attributes:
+        added: functions that there were not.
+        replaced: functions in whose place another one is now, under the same name and version.
+        removed: functions that there are no more.
+        refused: why nothing was changed, by file, module or function; empty if nothing kept it from that.
+        seconds: how long it took.
+    """
+
+    added: tuple[str, ...]
+    replaced: tuple[str, ...]
+    removed: tuple[str, ...]
+    refused: Mapping[str, str]
+    seconds: float

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from nablad._rows import (
     Rows,
     block_of,
 )
+from nablad._tracing import trace_context
 from nablad.errors import Cancelled, InvalidArgument, NabladError, NotFound, Unavailable, from_rpc_error
 from nablad.tensors import Array
 
@@ -50,7 +52,7 @@ class RowStream(Opened):
     ) -> None:
         """Made by `Client.stream_hessian` and `Client.stream_jacobian`."""
         ask: Any = channel.unary_stream(f"/{SERVICE}/{question.matrix.method}")  # without serializers: bytes both ways
-        self._ask: Callable[..., Any] = ask
+        self._ask: Callable[..., Any] = partial(ask, metadata=trace_context())
         self._plans = plans
         self._describe = describe
         self._question = question

@@ -2,17 +2,19 @@
 
 import gc
 import os
+import queue
 import signal
 import threading
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from grpc_health.v1 import health_pb2
+from prometheus_client import start_http_server
 
 from nablad.errors import Draining
 from nablad_server.batching.batcher import Batcher
@@ -20,32 +22,48 @@ from nablad_server.batching.policy import Policy
 from nablad_server.config import MACHINE, Settings, parse_warm
 from nablad_server.derivatives import device
 from nablad_server.derivatives.cache import ProgramCache
+from nablad_server.derivatives.inspection import Inspections
 from nablad_server.derivatives.linear_runner import Budget, LinearRunner
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.runner import DerivativeRunner
-from nablad_server.functions.function import Function
+from nablad_server.functions.function import Function, Warm
 from nablad_server.functions.registration import build
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.sources import builtin, python
-from nablad_server.serving import catalog, diagnostics, differentiation
+from nablad_server.functions.sources.changing import Targets
+from nablad_server.serving import admin, catalog, diagnostics, differentiation, health, reflection
+from nablad_server.serving.admin import admin_service
+from nablad_server.serving.call_log import logged
+from nablad_server.serving.callers import Callers
 from nablad_server.serving.catalog import catalog_service
+from nablad_server.serving.certificates import server_credentials
+from nablad_server.serving.connections import Connections
+from nablad_server.serving.counted import Counted
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.diagnostics import diagnostics_service
-from nablad_server.serving.differentiation import methods
+from nablad_server.serving.differentiation import STREAMS, methods
+from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
+from nablad_server.serving.guard import Guard
+from nablad_server.serving.identities import read_identities
+from nablad_server.serving.limits import Accounts, Limits
 from nablad_server.serving.linearize import Bounds, Linearizations
 from nablad_server.serving.linearizer import Linearizer
+from nablad_server.serving.listening import check_encrypted, private_socket, socket_path
+from nablad_server.serving.metrics import Parts, metrics_of
+from nablad_server.serving.reload import Reloader, Retired
 from nablad_server.serving.statistics import Statistics
 from nablad_server.serving.stream import Window
-from nablad_server.serving.transport import Transport
+from nablad_server.serving.transport import Call, Handler, Transport
 from nablad_server.serving.warmup import warm_up
+from nablad_server.serving.watched import Watched
 from nablad_server.serving.work import KINDS, Desk
 
-SERVICES = (differentiation.SERVICE.full_name, diagnostics.SERVICE.full_name, catalog.SERVICE.full_name)
+SERVICES = tuple(part.SERVICE.full_name for part in (differentiation, diagnostics, catalog, admin))
 
 CATALOG_THREADS = 8
-"""Threads for the services that grpc.server serves; each health watch and each reflection stream holds one."""
+"""Threads for the services that grpc.server serves; each reflection stream holds one."""
 
 BLACK_BOX_WORKERS = 8
 """At most so many black boxes run at the same time."""
@@ -53,20 +71,30 @@ BLACK_BOX_WORKERS = 8
 ARRIVING_SECONDS = 0.2
 """How long a call may take from the connection to the gate: a large request arrives in many pieces."""
 
+SPANS_SECONDS = 2.0
+"""So long a server that stops waits until its last spans are sent."""
+
 log = structlog.get_logger("nablad")
 
 
-def load_functions(settings: Settings) -> list[Function]:
-    """All functions that the settings name. Raises ValueError if one does not load, or two have the same name."""
+def installed_functions(settings: Settings) -> list[Function]:
+    """The functions that stay what they are while the server runs. Raises ValueError if one does not load."""
     functions = [build(call, "builtin") for call in builtin.FUNCTIONS] if settings.builtin else []
     if settings.entry_points:
         functions += python.load_entry_points()
-    for target in settings.functions:
-        functions += python.load(target)
     for function in functions:
         if function.black_box is not None:
             function.black_box.seconds = settings.black_box_seconds
     return functions
+
+
+def callers_of(settings: Settings, limits: Limits) -> Callers:
+    """What finds out who calls. Raises OSError or ValueError if the file of identities is not as it should be."""
+    certificates = settings.tls_client_ca is not None
+    path = settings.tokens
+    if path is None:
+        return Callers(certificates=certificates)
+    return Callers(Watched("identities", [path], lambda: read_identities(path, limits)), certificates=certificates)
 
 
 class App:
@@ -86,34 +114,50 @@ class App:
         started = time.monotonic()
         device.configure(settings.compile_cache)
         self._settings = settings
-        self._registry = Registry(load_functions(settings))
-        self._cache = ProgramCache(settings.programs, settings.pending_compiles, settings.memory_bytes)
+        self._spans: Any = None
+        self._counted = Counted()
+        targets = Targets(settings.functions, settings.black_box_seconds)
+        self._registry = Registry([*installed_functions(settings), *targets.functions])
+        self._cache = ProgramCache(
+            settings.programs, settings.pending_compiles, settings.memory_bytes, settings.compiles_per_caller
+        )
         runner = DerivativeRunner(self._cache, settings.max_batch_points, settings.max_batch_bytes)
+        boxes = sum(function.black_box is not None for function in self._registry.all())
         policy = Policy(
             max_points=settings.max_batch_points,
             max_tickets=settings.queue_calls,
             max_bytes=settings.queue_bytes,
             direct_seconds=settings.direct_microseconds * 1e-6,
             heavy_workers=settings.workers,
-            # Each runs one call at a time.
-            aside_workers=min(BLACK_BOX_WORKERS, sum(f.black_box is not None for f in self._registry.all())),
+            # Each runs one call at a time; a reload may bring more of them.
+            aside_workers=min(BLACK_BOX_WORKERS, BLACK_BOX_WORKERS * len(targets.loaded) + boxes),
         )
         self._statistics = Statistics()
         self._batcher = Batcher(LinearRunner(runner, self._cache), policy, self._statistics)
         self._patterns = Patterns(settings.memory_bytes)
         self._decoder = Decoder(self._registry, self._patterns, settings.max_points, settings.max_result_bytes)
         self._gate = Gate()
-        self._health = health.HealthServicer()
+        self._health = health.Health()
+        self._inspections = Inspections()
         desk = Desk(self._decoder, self._patterns, self._batcher, self._gate, self._statistics)
-        self._server = self._build_server(desk)
-        window = Window(settings.stream_operations, settings.stream_bytes)
         self._linearizations = Linearizations(
             Linearizer(self._cache, self._batcher, Budget(settings.linearization_bytes)),
             Bounds(settings.linearization_idle_seconds, settings.linearizations_per_caller),
         )
+        self._retired, self._reloader = self._build_reloader(runner, targets)
+        limits = Limits(
+            calls=settings.calls_per_caller, streams=settings.streams_per_caller, rate=settings.rate_per_caller,
+            share=settings.queue_share, unread_bytes=settings.unread_bytes_per_caller,
+        )  # fmt: skip
+        self._callers = callers_of(settings, limits)
+        self._accounts = Accounts(limits)
+        self._server = self._build_server(desk)
+        window = Window(settings.stream_operations, settings.stream_bytes)
+        self._entrance = Entrance(self._callers, self._accounts, STREAMS)
         self._transport = Transport(
-            self._server, methods(desk, window, self._linearizations), desk.together, settings.concurrent_calls,
-            self._linearizations.look,
+            self._server, self._served(methods(desk, window, self._linearizations), desk), desk.together,
+            settings.concurrent_calls, self._tick, admit=self._entrance.admit,
+            unfinished_seconds=settings.request_seconds,
         )  # fmt: skip
         self._metrics: WSGIServer | None = None
         self._ready = False
@@ -127,15 +171,10 @@ class App:
 
         Raises:
             OSError: the address cannot be listened on.
+            ValueError: others could read what is sent, and nobody said that they may; or TLS's files are unusable.
             ValueError, NabladError: something to be warmed does not fit; the server is stopped.
         """
-        host, _, _ = self._settings.address.rpartition(":")
-        try:
-            port = self._server.add_insecure_port(self._settings.address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._settings.address}: {error}") from error
-        if not self._settings.address.startswith("unix:"):
-            self.address = f"{host}:{port}"
+        self.address = self._listen()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.start()
         self._transport.start()
@@ -170,6 +209,7 @@ class App:
         for function in self._registry.all():
             if function.black_box is not None:
                 function.black_box.close()
+        self._retired.close()
         # Nor do those count as inside that are still on their way in: they are given a moment to be told, too.
         threading.Event().wait(ARRIVING_SECONDS)
         self._transport.dismiss(Draining("the server is shutting down; go on elsewhere"))
@@ -181,61 +221,147 @@ class App:
         at_rest = self._patterns.close(max(1.0, finish_by - time.monotonic()))
         at_rest &= self._cache.close(max(1.0, finish_by - time.monotonic()))
         at_rest &= self._batcher.close(max(1.0, finish_by - time.monotonic()))
+        if self._spans is not None:
+            # Its own timeout does not hold if the collector does not answer.
+            flush = threading.Thread(target=self._spans.force_flush, name="nablad-spans", daemon=True)
+            flush.start()
+            flush.join(SPANS_SECONDS)
         # What still runs then has nobody to answer; its threads end with the process.
         log.info("stopped", at_rest=at_rest)
 
     def serve_until_signalled(self) -> None:
-        """Starts, serves until SIGTERM or SIGINT, and drains.
+        """Starts, serves until SIGTERM or SIGINT, and drains. SIGHUP reloads the functions of files and modules.
 
         The drain is bounded, so that further SIGTERMs change nothing; a second SIGINT ends the process at once.
         """
-        signalled = threading.Event()
+        signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # unlike an Event's, its put may interrupt itself
+        ending = False
 
         def on_signal(number: int, _: object) -> None:
-            if signalled.is_set() and number == signal.SIGINT:
+            nonlocal ending
+            if ending and number == signal.SIGINT:
                 os._exit(128 + number)
+            ending = True
             # One is enough. A handler would see the others too, perhaps faster than it returns, and would be taken away
             # when the interpreter ends: a late SIGTERM would then be this process's exit status.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signalled.set()
+            signals.put(number)
 
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda number, _: signals.put(number))
         self.start()
-        signalled.wait()
+        while signals.get() == getattr(signal, "SIGHUP", None):
+            # In a thread of its own: a drain does not wait for a reload.
+            threading.Thread(target=self._reload, name="nablad-reload", daemon=True).start()
         self.stop()
+
+    def _reload(self) -> None:
+        try:
+            self._reloader.reload(float("inf"))
+        except Exception:
+            log.exception("internal error", rpc="reload")
 
     def _build_server(self, desk: Desk) -> grpc.Server:
         settings = self._settings
+        connections = Connections(
+            count=settings.connections, calls=settings.calls_per_connection, header_bytes=settings.header_bytes,
+            handshake_seconds=settings.handshake_seconds, idle_seconds=settings.connection_idle_seconds,
+            age_seconds=settings.connection_age_seconds, grace_seconds=settings.drain_seconds,
+        )  # fmt: skip
         server = grpc.server(
             ThreadPoolExecutor(CATALOG_THREADS, thread_name_prefix="nablad-call"),
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # results are bounded before they are computed
                 ("grpc.so_reuseport", 0),  # two servers on one port by mistake would share its calls
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
+                *connections.options(),
             ],
+            interceptors=[self._counted, Guard(self._callers, self._accounts)],
         )
         explainer = Explainer(self._decoder, self._patterns, self._cache, KINDS)
         handlers = catalog_service(
             registry=self._registry, decoder=self._decoder, patterns=self._patterns, statistics=self._statistics,
             explainer=explainer, gate=self._gate,
         )  # fmt: skip
-        diagnoses = diagnostics_service(registry=self._registry, decoder=self._decoder, desk=desk, gate=self._gate)
-        server.add_generic_rpc_handlers((handlers, diagnoses))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        diagnoses = diagnostics_service(
+            registry=self._registry, decoder=self._decoder, desk=desk, gate=self._gate, inspections=self._inspections,
+        )  # fmt: skip
+        server.add_generic_rpc_handlers((handlers, diagnoses, admin_service(reloader=self._reloader, gate=self._gate)))
+        server.add_generic_rpc_handlers((self._health.handlers(),))
         if settings.reflection:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            names = (*SERVICES, health.SERVICE.full_name, reflection.SERVICE_NAME)
+            server.add_generic_rpc_handlers((reflection.reflection_service(names),))
         return server
+
+    def _served(self, served: dict[str, Callable[[Call], Handler]], desk: Desk) -> dict[str, Callable[[Call], Handler]]:
+        """The methods as the settings want them: traced, logged, or as they are."""
+        if self._settings.tracing:
+            served = self._traced(served, desk)
+        return logged(served) if self._settings.log_calls else served
+
+    def _traced(self, served: dict[str, Callable[[Call], Handler]], desk: Desk) -> dict[str, Callable[[Call], Handler]]:
+        try:
+            from nablad_server.serving.tracing import provider_of, traced  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise ValueError(f"tracing needs OpenTelemetry: pip install 'nablad[otel]' ({error})") from error
+        self._spans = provider_of()
+        return traced(served, desk, self._spans)
+
+    def _build_reloader(self, runner: DerivativeRunner, targets: Targets) -> tuple[Retired, Reloader]:
+        linears, products = self._linearizations.linearizer.linears, self._linearizations.products
+
+        def loosen(gone: Collection[Function]) -> None:
+            runner.forget()
+            self._statistics.forget()
+            self._batcher.forget(lambda key: getattr(key, "function", None) in gone)
+
+        retired = Retired(
+            renew=[self._decoder.renew, products.renew],
+            forget=[
+                self._decoder.forget, products.forget, self._cache.forget, self._patterns.forget, linears.forget,
+                self._inspections.forget, loosen,
+            ],
+        )  # fmt: skip
+
+        def warm(registry: Registry, function: Function, program: Warm) -> None:
+            self._warm(self._decoder.of(registry), function, program)
+
+        return retired, Reloader(self._registry, targets, retired, warmed=self._warmed, warm=warm)
+
+    def _tick(self) -> None:
+        self._linearizations.look()
+        self._retired.look()
+        if self._callers.refresh():
+            self._transport.renew(self._entrance.renewed)
+
+    def _listen(self) -> str:
+        """Takes the address; where that is. Raises OSError or ValueError."""
+        address, tls = self._settings.address, self._settings.tls
+        check_encrypted(address, tls=tls is not None, plaintext=self._settings.plaintext)
+        path = socket_path(address)
+        credentials = server_credentials(tls) if tls is not None else None
+        try:
+            with private_socket(path):
+                port = (
+                    self._server.add_insecure_port(address)
+                    if credentials is None
+                    else self._server.add_secure_port(address, credentials)
+                )
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
 
     def _serve_metrics(self) -> None:
         if self._settings.metrics_address == "none":
             return
-        registry = CollectorRegistry()
-        registry.register(self._statistics)
-        registry.register(self._linearizations)
+        parts = Parts(
+            registry=self._registry, cache=self._cache, batcher=self._batcher,
+            gate=self._gate, reloader=self._reloader,
+            queue_calls=self._settings.queue_calls, queue_bytes=self._settings.queue_bytes,
+        )  # fmt: skip
+        registry = metrics_of(self._statistics, self._linearizations, self._counted, parts)
         host, _, port = self._settings.metrics_address.rpartition(":")
         try:
             metrics, _ = start_http_server(int(port), host, registry)
@@ -245,13 +371,19 @@ class App:
         log.info("metrics", address=f"{host}:{metrics.server_port}")
 
     def _warm_up(self) -> None:
-        wanted = [(function, warm) for function in self._registry.all() for warm in function.warm]
-        wanted += [(self._registry.get(ref), warm) for ref, warm in map(parse_warm, self._settings.warm)]
-        for function, warm in wanted:
-            started = time.monotonic()
-            warm_up(function, warm, self._decoder, self._patterns, self._batcher)
-            log.info("warmed", function=function.reference, operator=warm.operator, sizes=dict(warm.sizes),
-                     points=list(warm.points), seconds=round(time.monotonic() - started, 2))  # fmt: skip
+        for function, warm in self._warmed(self._registry):
+            self._warm(self._decoder, function, warm)
+
+    def _warmed(self, registry: Registry) -> list[tuple[Function, Warm]]:
+        """What is to be warm of a registry. Raises NotFound if a setting names what it has not."""
+        wanted = [(function, warm) for function in registry.all() for warm in function.warm]
+        return wanted + [(registry.get(ref), warm) for ref, warm in map(parse_warm, self._settings.warm)]
+
+    def _warm(self, decoder: Decoder, function: Function, warm: Warm) -> None:
+        started = time.monotonic()
+        warm_up(function, warm, decoder, self._patterns, self._batcher)
+        log.info("warmed", function=function.reference, operator=warm.operator, sizes=dict(warm.sizes),
+                 points=list(warm.points), seconds=round(time.monotonic() - started, 2))  # fmt: skip
 
     def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):

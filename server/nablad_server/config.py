@@ -2,13 +2,15 @@
 
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from nablad_server.functions.function import Warm
+from nablad_server.serving.certificates import TlsFiles
 
 
 def _cache_directory() -> Path:
@@ -29,6 +31,12 @@ def _memory_bytes() -> int:
     return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
+def _connections() -> int:
+    """As many connections as leave a quarter of this process's files to everything else."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 16_384 if files == resource.RLIM_INFINITY else max(64, min(16_384, files * 3 // 4))
+
+
 class Settings(BaseSettings):
     """Settings, from strongest to weakest: command line, environment (NABLAD_…), settings file, default."""
 
@@ -36,8 +44,31 @@ class Settings(BaseSettings):
 
     address: str = Field(
         default="127.0.0.1:50051",
-        description="HOST:PORT to listen on; port 0 picks a free one. Loopback by default, because there is no "
-        "authentication yet: open it only where the network keeps strangers out.",
+        description="HOST:PORT to listen on, port 0 picking a free one; or unix:PATH, a socket for this user alone. "
+        "Loopback by default: what others are to reach is said, with tls_certificate or --plaintext.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate and those that vouch for it; TLS is on if it is given. Read "
+        "anew when it or its key changes: renewing it needs no restart.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key, not encrypted: nobody is there to ask."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the certificates that vouch for clients. If it is given, every connection must show a "
+        "client certificate (mutual TLS), and without 'tokens' whoever has one may evaluate and read the catalogue.",
+    )
+    plaintext: bool = Field(
+        default=False,
+        description="Listen without TLS where other machines can connect. Off, because tokens and data could be read "
+        "on the way: for networks that encrypt by themselves, such as a service mesh.",
+    )
+    tokens: Path | None = Field(
+        default=None,
+        description="TOML file of who may call, with what token or certificate, and what they may do; see `nablad "
+        "token`. Read anew when it changes, within a second. Without it nobody has to say who they are.",
     )
     functions: list[str] = Field(
         default=[], description="Python files or modules whose functions to serve. Loading one runs its code."
@@ -72,6 +103,78 @@ class Settings(BaseSettings):
         description="Calls that may be open at once, waiting ones and streams included. Each takes a few kilobytes and "
         "no thread; beyond that callers are told to retry.",
     )
+    calls_per_caller: int = Field(
+        default=4096,
+        ge=0,
+        description="Of those, calls that one caller may have open; 0 for no such limit. A caller is an identity or, "
+        "without authentication, an address. Half of what the server takes on by default, so that nobody takes all.",
+    )
+    streams_per_caller: int = Field(
+        default=256,
+        ge=0,
+        description="Streams (Pipeline, StreamHessian, StreamJacobian, Linearize) that one caller may have open; 0 for "
+        "no such limit. One carries any number of operations, and may hold megabytes.",
+    )
+    rate_per_caller: float = Field(
+        default=0.0,
+        ge=0,
+        description="Requests a second that one caller may make, operations of streams included; after a pause as many "
+        "as in one second may come at once. 0, the default, for no such limit: turns are fair without it.",
+    )
+    queue_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Once the queue is full, callers that hold more than this part of it make room for others: their "
+        "newest calls are refused. A caller alone may use all of it.",
+    )
+    unread_bytes_per_caller: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="Bytes of large responses that one caller may leave untaken before further calls of it are "
+        "refused; 0 for no such limit. Who asks and does not read fills the server's memory.",
+    )
+    connections: int = Field(
+        default_factory=_connections,
+        ge=1,
+        description="Connections that may be open. By default three quarters of the files that the process may open, "
+        "at most 16384: each takes a file and about 30 kilobytes.",
+    )
+    calls_per_connection: int = Field(
+        default=1024,
+        ge=1,
+        description="Calls that may be open on one connection. A client keeps further ones to itself until some have "
+        "ended, which costs the server nothing.",
+    )
+    header_bytes: int = Field(
+        default=16 << 10,
+        ge=1 << 10,
+        description="Headers of one call. What calls need is a few hundred bytes, with a long token a few thousand.",
+    )
+    handshake_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        description="A connection that has not finished its handshake after so long is closed.",
+    )
+    request_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="A unary call whose request has not arrived whole after so long is ended: the largest one takes so "
+        "long at 2 MB/s.",
+    )
+    connection_idle_seconds: float = Field(
+        default=1800.0,
+        ge=0,
+        description="A connection without a call for so long is closed; clients open another one when they need it. "
+        "0 to keep all.",
+    )
+    connection_age_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="A connection as old as this takes no further calls, and what is under way has as long as a drain "
+        "to finish; clients go on over another one, which lets balancers spread them over new servers. It ends streams "
+        "that last longer, so that it is off (0) unless your balancer works by connections.",
+    )
     stream_operations: int = Field(
         default=1024,
         ge=1,
@@ -100,6 +203,15 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for what Linearize keeps between products. A point that does not fit is computed anew for "
         "each of its products. By default an eighth of what the machine or container has; 0 to keep nothing.",
+    )
+    tracing: bool = Field(
+        default=False,
+        description="Send OpenTelemetry traces of calls over OTLP, as the standard OTEL_… variables say (such as "
+        "OTEL_EXPORTER_OTLP_ENDPOINT). Needs the extra 'otel'. A span costs more than a light call, so not by default.",
+    )
+    log_calls: bool = Field(
+        default=False,
+        description="Log a line for every call that is over. A line costs more than a light call, so not by default.",
     )
     metrics_address: str = Field(
         default="none",
@@ -162,6 +274,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Compilations that may wait. At about 0.1 s each, more would wait longer than callers do.",
     )
+    compiles_per_caller: int = Field(
+        default=32,
+        ge=0,
+        description="Of those, the ones that one caller asked for; 0 for no such limit. Callers take turns, and the "
+        "last quarter of the room is for those who have nothing waiting.",
+    )
     compile_cache: Path | None = Field(
         default_factory=_cache_directory,
         description="Directory where compiled programs outlive the process; 'none' for no such cache. Private to "
@@ -212,6 +330,21 @@ class Settings(BaseSettings):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"settings file {path}: there is no such file")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key need each other; give both, or none for no TLS")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca is about TLS, which is off; give tls_certificate and tls_key, too")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files for TLS; None without it."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     def on(self, address: str) -> Self:
         """The same settings on another address."""

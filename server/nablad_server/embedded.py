@@ -19,8 +19,10 @@ def embedded(targets: Sequence[str] = (), *, builtin: bool = True) -> Iterator[s
     """
     configure_logging("warning", "text")
     settings = Settings(
-        address="127.0.0.1:0", functions=list(targets), builtin=builtin, entry_points=builtin, drain_pause_seconds=0
-    )
+        address="127.0.0.1:0", functions=list(targets), builtin=builtin, entry_points=builtin, drain_pause_seconds=0,
+        # Whatever the environment says about another server: this one is for this process.
+        tls_certificate=None, tls_key=None, tls_client_ca=None, tokens=None,
+    )  # fmt: skip
     app = App(settings)
     app.start()
     try:

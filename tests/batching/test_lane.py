@@ -8,13 +8,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from nablad.errors import NabladError
 from nablad_server.batching.lane import Lane
-from nablad_server.batching.ticket import Outcome, State, Ticket
+from nablad_server.batching.ticket import NOBODY, Outcome, Owner, State, Ticket
 
 NEVER = float("inf")
 
 
-def ticket(name: object = "t", points: int = 1, deadline: float = NEVER, alone: bool = False, size: int = 0) -> Ticket:
-    return Ticket("key", name, points, size, unanswered, alone=alone, deadline=deadline)
+OWNERS = (NOBODY, Owner("a"), Owner("b"))
+
+
+def ticket(
+    name: object = "t", points: int = 1, *, deadline: float = NEVER, alone: bool = False, size: int = 0,
+    owner: Owner = NOBODY,
+) -> Ticket:  # fmt: skip
+    return Ticket("key", name, points, size, unanswered, alone=alone, deadline=deadline, owner=owner)
 
 
 def unanswered(answer: Outcome | NabladError) -> None:
@@ -38,10 +44,11 @@ class LaneAgainstSet(RuleBasedStateMachine):
         size=st.integers(0, 9),
         delay=st.none() | st.integers(-2, 6),
         alone=st.booleans(),
+        owner=st.sampled_from(OWNERS),
     )
-    def offer(self, points: int, size: int, delay: int | None, alone: bool) -> Ticket:
+    def offer(self, points: int, size: int, delay: int | None, alone: bool, owner: Owner) -> Ticket:
         deadline = NEVER if delay is None else self.now + delay
-        offered = ticket(points=points, deadline=deadline, alone=alone, size=size)
+        offered = ticket(points=points, deadline=deadline, alone=alone, size=size, owner=owner)
         self.lane.offer(offered)
         self.waiting.append(offered)
         return offered
@@ -61,37 +68,53 @@ class LaneAgainstSet(RuleBasedStateMachine):
     def let_time_pass(self, seconds: int) -> None:
         self.now += seconds
 
-    @rule(max_points=st.integers(1, 8))
-    def take(self, max_points: int) -> None:
-        self.leave(self.taken(max_points), State.RUNNING)
+    @rule(max_points=st.integers(1, 8), first=st.none() | st.sampled_from(OWNERS))
+    def take(self, max_points: int, first: Owner | None) -> None:
+        self.leave(self.taken(max_points, first), State.RUNNING)
 
-    @rule(max_points=st.integers(1, 8))
-    def take_and_put_back(self, max_points: int) -> None:
-        batch = self.taken(max_points)
+    @rule(max_points=st.integers(1, 8), first=st.none() | st.sampled_from(OWNERS))
+    def take_and_put_back(self, max_points: int, first: Owner | None) -> None:
+        batch = self.taken(max_points, first)
         self.leave(batch, State.RUNNING)
         self.lane.put_back(batch)
         self.waiting = batch + self.waiting
         assert all(t.state is State.WAITING for t in batch)
 
-    def taken(self, max_points: int) -> list[Ticket]:
+    def taken(self, max_points: int, first: Owner | None) -> list[Ticket]:
         """A batch, checked, as it was taken from the lane; what had expired has left."""
         order = {id(t): (t.deadline, arrival) for arrival, t in enumerate(self.waiting)}
         live = sorted((t for t in self.waiting if t.deadline > self.now), key=lambda t: order[id(t)])
         dead = [t for t in self.waiting if t.deadline <= self.now]
+        left = {owner: [t for t in live if t.owner == owner] for owner in OWNERS}
 
-        batch, expired = self.lane.take(self.now, max_points)
+        batch, expired = self.lane.take(self.now, max_points, first)
 
         assert all(t in dead for t in expired)
-        assert batch == live[: len(batch)], "not the earliest deadlines, in order"
         assert bool(batch) == bool(live), "a batch was left although a ticket waits"
-        points = sum(t.points for t in batch)
-        assert points <= max_points or len(batch) == 1
+        if batch and first is not None and left[first]:
+            assert batch[0].owner == first, "not the one whose turn it is"
+        points = dict.fromkeys(OWNERS, 0)
+        for taken in batch:
+            assert taken is left[taken.owner].pop(0), "not the owner's earliest deadline"
+            if taken is not batch[0]:
+                room = max_points - sum(points.values())
+                riding = [o for o in OWNERS if left[o] and not left[o][0].alone and left[o][0].points <= room]
+                assert all(points[taken.owner] <= points[other] for other in riding), "one got ahead of another"
+            points[taken.owner] += taken.points
+        total = sum(points.values())
+        assert total <= max_points or len(batch) == 1
         assert len(batch) == 1 or not any(t.alone for t in batch)
-        if batch and len(batch) < len(live):
-            following = live[len(batch)]
-            assert batch[0].alone or following.alone or points + following.points > max_points, "room was left"
+        if batch and not batch[0].alone:
+            following = [tickets[0] for tickets in left.values() if tickets]
+            assert all(t.alone or total + t.points > max_points for t in following), "room was left"
         self.leave(expired, State.DROPPED)
         return batch
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def flush_one(self, owner: Owner) -> None:
+        flushed = self.lane.flush(owner)
+        assert {id(t) for t in flushed} == {id(t) for t in self.waiting if t.owner == owner}
+        self.leave(flushed, State.DROPPED)
 
     @rule()
     def flush(self) -> None:
@@ -110,6 +133,7 @@ class LaneAgainstSet(RuleBasedStateMachine):
         assert self.lane.points == sum(t.points for t in self.waiting)
         assert self.lane.size == sum(t.size for t in self.waiting)
         assert {id(t) for t in self.lane.waiting()} == {id(t) for t in self.waiting}
+        assert set(self.lane.owners) == {t.owner for t in self.waiting}
 
 
 TestLaneAgainstSet = LaneAgainstSet.TestCase
@@ -154,6 +178,18 @@ def test_what_is_put_back_is_the_first_of_its_deadline_and_of_no_other() -> None
     lane.put_back(batch)
 
     assert [t.payload for t in lane.take(0.0, 100).batch] == ["sooner", "a", "b", "c", "later"]
+
+
+def test_a_flood_of_one_owner_leaves_room_in_each_batch_for_another() -> None:
+    lane, flood, other = Lane("key"), Owner("flood"), Owner("other")
+    for index in range(100):
+        lane.offer(ticket(f"flood {index}", owner=flood, deadline=1.0))
+    for index in range(3):
+        lane.offer(ticket(f"other {index}", owner=other, points=2))
+
+    batch = lane.take(0.0, 8, flood).batch
+
+    assert [t.payload for t in batch] == ["flood 0", "other 0", "flood 1", "flood 2", "other 1", "flood 3"]
 
 
 @pytest.mark.parametrize("alone_first", [True, False])

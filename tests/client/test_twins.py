@@ -55,7 +55,15 @@ def test_the_handle_has_every_operator(server_address: str) -> None:
     with nablad.Client(server_address) as client:
         handle = client.function("sin")
         offered = {name for name in dir(handle) if not name.startswith("_")} - {"name"}
-        assert offered == operators - {"close", "function", "functions", "healthy", "pipeline"}
+        assert offered == operators - {
+            "close",
+            "function",
+            "functions",
+            "healthy",
+            "pipeline",
+            "reload",
+            "statistics",
+        }
         assert handle(0.0) == 0.0
         assert repr(handle) == "<function sin on a nablad server>"
 

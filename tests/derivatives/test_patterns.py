@@ -140,12 +140,28 @@ def test_when_the_server_shuts_down_the_search_is_given_up_and_all_are_told(held
 
 
 def test_only_so_many_may_wait(held: Held, patterns: Patterns) -> None:
-    for _ in range(MAX_WAITING):
-        patterns.request(sparse_query(held.function, 5), lambda: None)
-    with pytest.raises(CompileQueueFull) as refused:
-        patterns.request(sparse_query(held.function, 5), lambda: None)
+    for _ in range(MAX_WAITING * 3 // 4):
+        patterns.request(sparse_query(held.function, 5), lambda: None, "one")
+    with pytest.raises(CompileQueueFull, match="768 of them of this caller") as refused:
+        patterns.request(sparse_query(held.function, 5), lambda: None, "one")
     assert refused.value.retry_after == 1.0
+    for index in range(MAX_WAITING // 4):
+        patterns.request(sparse_query(held.function, 5), lambda: None, f"other {index}")
+    with pytest.raises(CompileQueueFull, match="0 of them of this caller"):
+        patterns.request(sparse_query(held.function, 5), lambda: None, "late")
     held.let_go.set()
+
+
+def test_a_newcomer_waits_for_one_search_of_anothers_many(held: Held, patterns: Patterns) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    patterns.request(sparse_query(held.function, 5), lambda: told.put("under way"), "many")
+    for size in range(3, 8):
+        patterns.request(sparse_query(BOWL, size), lambda: told.put("many"), "many")
+
+    patterns.request(sparse_query(BOWL, 9), lambda: told.put("newcomer"), "newcomer")
+    held.let_go.set()
+
+    assert "newcomer" in [told.get(timeout=SAFETY) for _ in range(3)]
 
 
 def test_patterns_unused_for_longest_go_first() -> None:

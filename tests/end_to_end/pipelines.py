@@ -23,9 +23,12 @@ class Stream:
         call: gRPC's own, to be cancelled or asked for its status.
     """
 
-    def __init__(self, channel: grpc.Channel, timeout: float = 120) -> None:
+    def __init__(self, channel: grpc.Channel, timeout: float = 120, token: str = "") -> None:
         self._sending: queue.SimpleQueue[pb.PipelineRequest | None] = queue.SimpleQueue()
-        self.call: Any = DifferentiationServiceStub(channel).Pipeline(iter(self._sending.get, None), timeout=timeout)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.call: Any = DifferentiationServiceStub(channel).Pipeline(
+            iter(self._sending.get, None), timeout=timeout, metadata=metadata
+        )
         self._come: list[pb.Answer] = []
 
     def send(self, *operations: pb.Operation, cancelled: Iterable[int] = ()) -> None:

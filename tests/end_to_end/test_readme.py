@@ -58,7 +58,7 @@ def test_the_functions_and_the_calls_of_the_readme(tmp_path: Path) -> None:
 
 def test_the_shell_commands_of_the_readme_that_call(tmp_path: Path, server_address: str) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("nablad ")]
-    assert {line.split()[1] for line in lines} == {"serve", "list", "gradient"}
+    assert {line.split()[1] for line in lines} == {"serve", "list", "gradient", "token"}
     (tmp_path / "models.py").write_text(blocks("python")[0])
     with ServerProcess(tmp_path / "models.py") as server:
         command = next(line for line in lines if line.startswith("nablad gradient")).split()[1:]

@@ -14,7 +14,7 @@ from nablad.v1 import catalog_pb2, tensor_pb2
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.policy import Policy
-from nablad_server.batching.ticket import Ticket
+from nablad_server.batching.ticket import NOBODY, Ticket
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.operators.sparse import pattern_of
 from nablad_server.derivatives.patterns import Patterns
@@ -78,7 +78,8 @@ class Place:
         message = asked.SerializeToString()
         ticket = self.desk.take(
             "Hessian", b"before" + message + b"after", 6, 6 + len(message),
-            deadline=deadline, written=self._written, failed=lambda error: self.answers.put(Answer(None, error)),
+            allowed=None, owner=NOBODY, deadline=deadline, written=self._written,
+            failed=lambda error: self.answers.put(Answer(None, error)),
         )  # fmt: skip
         self.desk.together()
         return ticket

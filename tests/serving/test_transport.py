@@ -2,7 +2,6 @@
 
 import _thread
 import queue
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +9,22 @@ from typing import Any
 
 import grpc
 import pytest
+from frames import Raw
 from google.rpc import error_details_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
 from grpc_status import rpc_status
 
-from nablad.errors import Draining, NabladError, NotScalar
+from nablad.errors import Draining, NabladError, NotScalar, TooManyCalls, from_rpc_error
 from nablad_server.serving import transport as transport_module
+from nablad_server.serving.callers import Callers
+from nablad_server.serving.entrance import Entrance
+from nablad_server.serving.limits import Accounts, Limits
 from nablad_server.serving.transport import Call, Handler, Transport
 from puppets import SAFETY
 
 Events = queue.SimpleQueue[Any]
+UNLIMITED = Limits()
+LARGE = 3 << 20
 
 
 class Recorder:
@@ -49,6 +54,8 @@ class Answering(Recorder):
         super().received(message)
         if message == b"refuse":
             self.call.end(NotScalar("not a scalar; use Jacobian", field="output", metadata={"function": "f@1"}))
+        elif message == b"large":
+            self.call.answer(bytes(LARGE))
         elif message is not None and message != b"wait":
             self.call.answer(message[::-1])
 
@@ -94,7 +101,7 @@ class Served:
         handlers: of all calls, in the order of their arrival.
     """
 
-    def __init__(self, max_calls: int = 1000) -> None:
+    def __init__(self, max_calls: int = 1000, limits: Limits = UNLIMITED, unfinished_seconds: float = 600.0) -> None:
         self.ticks: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.defect = False
         self.events: Events = queue.SimpleQueue()
@@ -107,7 +114,11 @@ class Served:
             "/test/Unary": lambda call: self._made(self._unary(call, self.events)),
             "/test/Stream": lambda call: self._made(Echo(call, self.events)),
         }
-        self.transport = Transport(self.server, methods, self._together, max_calls, self._tick)
+        admit = Entrance(Callers(), Accounts(limits), frozenset({"/test/Stream"})).admit
+        self.transport = Transport(
+            self.server, methods, self._together, max_calls, self._tick,
+            admit=admit, unfinished_seconds=unfinished_seconds,
+        )  # fmt: skip
         self.server.start()
         self.transport.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -276,29 +287,6 @@ def test_a_handler_that_raises_does_not_end_the_transport(served: Served) -> Non
     sending.put(None)
 
 
-class Raw:
-    """A call on a connection of its own, by HTTP/2 itself: the headers first, and the message when it is told to."""
-
-    def __init__(self, path: bytes, port: int) -> None:
-        headers = b"".join(
-            b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-            for name, value in (
-                (b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"localhost"),
-                (b"te", b"trailers"), (b"content-type", b"application/grpc"),
-            )
-        )  # fmt: skip
-        self.connection = socket.create_connection(("127.0.0.1", port))
-        self.connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"") + _frame(1, 4, 1, headers))
-
-    def send(self, message: bytes) -> None:
-        """Sends the message, and that it was the last."""
-        self.connection.sendall(_frame(0, 1, 1, b"\0" + len(message).to_bytes(4, "big") + message))
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
 @pytest.fixture
 def patient(served: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     """A transport that waits for an announced message as long as a test may take, and gathers what has come."""
@@ -320,7 +308,7 @@ def test_what_arrives_together_is_handed_on_together(patient: Served) -> None:
     received = {event[1] for event in before + after if event[0] == "received"}
     assert received == {b"a", b"b", b"c"}
     assert [call.result(SAFETY) for call in calls] == [b"a", b"b"]
-    raw.connection.close()
+    raw.close()
     while patient.transport._open:
         patient.await_event("closed")
 
@@ -335,7 +323,7 @@ def test_a_message_that_never_comes_is_waited_for_once(served: Served) -> None:
     for index in range(20):
         assert served.unary(b"%d" % index) == b"%d" % index
     assert len(served.transport._open) >= 1
-    raw.connection.close()
+    raw.close()
     while served.transport._open:
         served.await_event("closed")
 
@@ -356,6 +344,74 @@ def test_too_many_calls_are_refused_and_later_ones_are_not() -> None:
     assert served.unary(b"ab") == b"ba"
     for call in waiting:
         call.cancel()
+    assert served.close()
+
+
+def test_a_request_that_stays_unfinished_is_ended_and_a_stream_that_waits_is_not() -> None:
+    served = Served(unfinished_seconds=0.01)
+    sending: Events = queue.SimpleQueue()
+    answers = served.stream(iter(sending.get, None))
+    half = Raw(b"/test/Unary", served.port)
+
+    half.read_until(b"had not arrived whole")
+
+    sending.put(b"first")
+    assert next(answers) == b"first"
+    sending.put(None)
+    assert list(answers) == []
+    assert served.unary(b"ab") == b"ba"
+    half.close()
+    assert served.close()
+
+
+def test_a_refused_call_costs_its_caller_a_pause_and_counts_as_nothing_afterwards() -> None:
+    served = Served(limits=Limits(calls=1))
+    waiting = served.unary.future(b"wait")
+    served.await_event("received")
+
+    before = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        served.unary(b"ab")
+
+    assert time.monotonic() - before >= transport_module.REFUSAL_SECONDS
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, TooManyCalls)
+    assert error.retry_after
+    served.handlers[0].call.answer(b"")
+    assert waiting.result(SAFETY) == b""
+    served.await_event("closed")
+    assert served.unary(b"ab") == b"ba"
+    assert len(served.handlers) == 2, "nothing was made for the one that was refused"
+    assert served.close()
+
+
+def test_a_flood_of_refusals_is_answered_though_not_all_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "MAX_HELD", 3)
+    served = Served(limits=Limits(calls=1))
+    waiting = served.unary.future(b"wait")
+    served.await_event("received")
+
+    refused = [served.unary.future(b"ab") for _ in range(50)]
+
+    assert {call.exception(SAFETY).code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    served.handlers[0].call.answer(b"")
+    assert waiting.result(SAFETY) == b""
+    assert served.close()
+
+
+def test_a_caller_that_does_not_read_its_responses_is_refused_until_it_does() -> None:
+    served = Served(limits=Limits(unread_bytes=1 << 20))
+    deaf = Raw(b"/test/Unary", served.port)
+    deaf.send(b"large")
+    served.await_event("received")
+
+    with pytest.raises(grpc.RpcError) as caught:
+        served.unary(b"ab")
+
+    assert "wait until this caller reads them" in str(caught.value.details())
+    deaf.close()
+    served.await_event("closed")
+    assert served.unary(b"ab") == b"ba"
     assert served.close()
 
 
@@ -412,7 +468,7 @@ def test_another_grpcio_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, abse
     unary = {"/test/Unary": lambda call: Recorder(call, queue.SimpleQueue())}
 
     with pytest.raises(RuntimeError, match=f"grpcio {grpc.__version__} is not made as this server expects"):
-        Transport(server, unary, lambda: None, 1, lambda: None)
+        Transport(server, unary, lambda: None, 1, lambda: None, admit=lambda _name, _call: None)
 
 
 def test_what_the_transport_is_made_from_is_there() -> None:

@@ -13,9 +13,10 @@ from nablad._differences import Differences
 from nablad.cli import output
 from nablad.cli.check import check
 from nablad.cli.diagnostics import curvature, layers
-from nablad.cli.options import INPUT_HELP, connects
+from nablad.cli.operation import reload
+from nablad.cli.options import INPUT_HELP, connected, connects
+from nablad.cli.top import top
 from nablad.cli.values import parse_assignments, parse_value
-from nablad.client import Client
 from nablad.errors import NabladError
 
 console = Console()
@@ -66,7 +67,7 @@ def main() -> None:
 @connects
 def list_functions(address: str, timeout: float, as_json: bool) -> None:
     """List the functions that the server has."""
-    with Client(address, timeout=timeout) as client:
+    with connected(address, timeout) as client:
         functions = list(client.functions())
     if as_json:
         click.echo(json.dumps([output.function_json(info) for info in functions], indent=2))
@@ -79,7 +80,7 @@ def list_functions(address: str, timeout: float, as_json: bool) -> None:
 @connects
 def describe(function: str, address: str, timeout: float, as_json: bool) -> None:
     """Show the inputs, outputs, operators and documentation of FUNCTION."""
-    with Client(address, timeout=timeout) as client:
+    with connected(address, timeout) as client:
         info = client.describe(function)
     if as_json:
         click.echo(json.dumps(output.function_json(info), indent=2))
@@ -91,7 +92,7 @@ def describe(function: str, address: str, timeout: float, as_json: bool) -> None
 @connects
 def health(address: str, timeout: float, as_json: bool) -> None:
     """Say whether the server serves; exit status 0 if it does, 1 if not."""
-    with Client(address) as client:
+    with connected(address) as client:
         serves = client.healthy(min(timeout, 5.0))
     click.echo(json.dumps({"serving": serves}) if as_json else "SERVING" if serves else "NOT SERVING")
     raise SystemExit(0 if serves else 1)
@@ -173,7 +174,7 @@ def _operator_command(operator: str) -> click.Command:
     ) -> None:
         options = _with_differences(options)
         keywords = {key: _keyword(key, value) for key, value in options.items() if value not in ((), None)}
-        with Client(address, timeout=timeout) as client:
+        with connected(address, timeout) as client:
             result = getattr(client, operator)(function, **parse_assignments(inputs), batched=batched, **keywords)
         if as_json:
             click.echo(json.dumps(output.result_json(result), indent=2))
@@ -245,7 +246,7 @@ def explain(  # noqa: PLR0917 - click passes everything by keyword
     keywords = parse_assignments(inputs) | {
         name: text if name in _WORDS else parse_value(text) for name, _, text in (o.partition("=") for o in options)
     }
-    with Client(address, timeout=timeout) as client:
+    with connected(address, timeout) as client:
         found = client.explain(operator, function, batched=batched, **keywords)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
@@ -255,5 +256,5 @@ def explain(  # noqa: PLR0917 - click passes everything by keyword
 
 for _operator in _OPERATORS:
     main.add_command(_operator_command(_operator))
-for _command in (check, curvature, layers):
+for _command in (check, curvature, layers, reload, top):
     main.add_command(_command)

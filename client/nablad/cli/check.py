@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nablad.cli.options import INPUT_HELP, connects
+from nablad.cli.options import INPUT_HELP, connected, connects
 from nablad.cli.output import plain
 from nablad.cli.plots import saved, subplots
 from nablad.cli.values import parse_assignments
@@ -84,7 +84,8 @@ def check(  # noqa: PLR0917 - click passes everything by keyword
     keywords = options | {name: options[name] or None for name in ("wrt", "outputs")} | {"sizes": _sizes(sizes)}
     found: list[_Checked] = []
     for where, names in _servers(targets, address):
-        with where as reached, Client(reached, timeout=timeout) as client:
+        # What --tls and --token say is about the server at --address, and not about one within this process.
+        with where as reached, connected(reached, timeout) if names else Client(reached, timeout=timeout) as client:
             for name in names or sorted(info.reference for info in client.functions()):
                 found.append(_checked(client, name, parse_assignments(inputs), keywords, alone=len(names) == 1))
     if plot is not None:

@@ -11,11 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nablad.cli.options import INPUT_HELP, connects
+from nablad.cli.options import INPUT_HELP, connected, connects
 from nablad.cli.output import plain
 from nablad.cli.plots import saved, subplots
 from nablad.cli.values import parse_assignments
-from nablad.client import Client
 from nablad.reports import Curvature, LayerReport
 
 console = Console()
@@ -41,7 +40,7 @@ def curvature(  # noqa: PLR0917 - click passes everything by keyword
     as_json: bool,
 ) -> None:
     """Say whether the Hessian of a scalar FUNCTION is definite, with its extreme eigenvalues and its condition."""
-    with Client(address, timeout=timeout) as client:
+    with connected(address, timeout) as client:
         found: Any = client.curvature(
             function, **parse_assignments(inputs), wrt=wrt or None, output=output, batched=batched
         )
@@ -73,7 +72,7 @@ def layers(  # noqa: PLR0917 - click passes everything by keyword
     as_json: bool,
 ) -> None:
     """Say whether the gradient of a scalar FUNCTION vanishes or explodes on its way back through its activations."""
-    with Client(address, timeout=timeout) as client:
+    with connected(address, timeout) as client:
         found = client.layers(function, **parse_assignments(inputs), wrt=wrt or None, output=output, batched=batched)
     if plot is not None:
         _draw(plot, found)

@@ -185,6 +185,7 @@ class OperatorStatistics(_message.Message):
     COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
     ENCODE_SECONDS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_SECONDS_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """`name@version`; empty for requests that were refused as soon as they were read."""
     operator: _function_pb2.Operator.ValueType
@@ -219,6 +220,10 @@ class OperatorStatistics(_message.Message):
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
         """Requests answered with an error, by reason."""
 
+    @_builtins.property
+    def request_seconds(self) -> Global___Histogram:
+        """For each request: seconds from its decoding until its response was handed to the transport."""
+
     def __init__(
         self,
         *,
@@ -233,10 +238,11 @@ class OperatorStatistics(_message.Message):
         compute_seconds: Global___Histogram | None = ...,
         encode_seconds: Global___Histogram | None = ...,
         rejections: _abc.Iterable[Global___Rejection] | None = ...,
+        request_seconds: Global___Histogram | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "queue_seconds", b"queue_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "queue_seconds", b"queue_seconds", "request_seconds", b"request_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "function", b"function", "operator", b"operator", "padding_points", b"padding_points", "points", b"points", "queue_seconds", b"queue_seconds", "rejections", b"rejections", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_points", b"batch_points", "compile_seconds", b"compile_seconds", "compute_seconds", b"compute_seconds", "encode_seconds", b"encode_seconds", "function", b"function", "operator", b"operator", "padding_points", b"padding_points", "points", b"points", "queue_seconds", b"queue_seconds", "rejections", b"rejections", "request_seconds", b"request_seconds", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

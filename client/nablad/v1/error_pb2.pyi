@@ -75,7 +75,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_QUEUE_FULL: _Reason.ValueType  # 22
     """RESOURCE_EXHAUSTED: the queue is full. Retry after RetryInfo.retry_delay."""
     REASON_COMPILE_QUEUE_FULL: _Reason.ValueType  # 23
-    """RESOURCE_EXHAUSTED: too many programs wait to be compiled. Retry after RetryInfo.retry_delay."""
+    """RESOURCE_EXHAUSTED: too many programs wait to be compiled, or too many of this caller's. Retry after RetryInfo.retry_delay."""
     REASON_LOADING: _Reason.ValueType  # 24
     """UNAVAILABLE: the server is warming up. Retry, here or elsewhere."""
     REASON_DRAINING: _Reason.ValueType  # 25
@@ -86,6 +86,20 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
     REASON_TOO_MANY_LINEARIZATIONS: _Reason.ValueType  # 28
     """RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
+    REASON_TOO_MANY_CALLS: _Reason.ValueType  # 29
+    """RESOURCE_EXHAUSTED: the caller has as many calls, or as many streams, open as the server allows one caller. Let some
+    end, or retry after RetryInfo.retry_delay.
+    """
+    REASON_RATE_LIMITED: _Reason.ValueType  # 30
+    """RESOURCE_EXHAUSTED: the caller asks more often than the server allows one caller. Retry after RetryInfo.retry_delay."""
+    REASON_UNAUTHENTICATED: _Reason.ValueType  # 31
+    """UNAUTHENTICATED: the server has to know its callers, and no valid credentials came with the call. The message is the
+    same whatever is amiss with them.
+    """
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 32
+    """PERMISSION_DENIED: the caller's roles do not allow the call, or the caller may not use the function, which need not
+    exist.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed.
@@ -152,7 +166,7 @@ REASON_CANCELLED: Reason.ValueType  # 21
 REASON_QUEUE_FULL: Reason.ValueType  # 22
 """RESOURCE_EXHAUSTED: the queue is full. Retry after RetryInfo.retry_delay."""
 REASON_COMPILE_QUEUE_FULL: Reason.ValueType  # 23
-"""RESOURCE_EXHAUSTED: too many programs wait to be compiled. Retry after RetryInfo.retry_delay."""
+"""RESOURCE_EXHAUSTED: too many programs wait to be compiled, or too many of this caller's. Retry after RetryInfo.retry_delay."""
 REASON_LOADING: Reason.ValueType  # 24
 """UNAVAILABLE: the server is warming up. Retry, here or elsewhere."""
 REASON_DRAINING: Reason.ValueType  # 25
@@ -163,6 +177,20 @@ REASON_LINEARIZATION_EXPIRED: Reason.ValueType  # 27
 """FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
 REASON_TOO_MANY_LINEARIZATIONS: Reason.ValueType  # 28
 """RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
+REASON_TOO_MANY_CALLS: Reason.ValueType  # 29
+"""RESOURCE_EXHAUSTED: the caller has as many calls, or as many streams, open as the server allows one caller. Let some
+end, or retry after RetryInfo.retry_delay.
+"""
+REASON_RATE_LIMITED: Reason.ValueType  # 30
+"""RESOURCE_EXHAUSTED: the caller asks more often than the server allows one caller. Retry after RetryInfo.retry_delay."""
+REASON_UNAUTHENTICATED: Reason.ValueType  # 31
+"""UNAUTHENTICATED: the server has to know its callers, and no valid credentials came with the call. The message is the
+same whatever is amiss with them.
+"""
+REASON_PERMISSION_DENIED: Reason.ValueType  # 32
+"""PERMISSION_DENIED: the caller's roles do not allow the call, or the caller may not use the function, which need not
+exist.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final

@@ -12,14 +12,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
-from nablad.errors import DeadlineExceeded, Draining, Internal, NabladError, QueueFull
+from nablad.errors import DeadlineExceeded, Draining, Internal, NabladError, QueueFull, ResourceExhausted
+from nablad_server.batching.held import Held
 from nablad_server.batching.lane import Lane
 from nablad_server.batching.policy import Policy
-from nablad_server.batching.ticket import Observer, Outcome, Prepared, Runner, State, Ticket
+from nablad_server.batching.ticket import Observer, Outcome, Owner, Prepared, Runner, State, Ticket
 from nablad_server.batching.turns import Turns
 
 HEAVY_NICENESS = 10
+
+
+class Waiting(NamedTuple):
+    """What waits: calls, the bytes that they hold, and in how many lanes."""
+
+    calls: int
+    size: int
+    lanes: int
 
 
 class Worker(enum.Enum):
@@ -47,10 +57,10 @@ class Batcher:
         self._set_aside = threading.Condition(lock)
         self._lanes: dict[Hashable, Lane] = {}
         self._preparing: set[Hashable] = set()  # lanes whose program is being compiled
-        self._turns = Turns()
+        self._turns = Turns()  # of lanes
+        self._owners = Turns()  # of owners, which go before those of lanes: asking for many kinds earns no more turns
         self._failed: deque[tuple[Ticket, NabladError]] = deque()
-        self._tickets = 0
-        self._size = 0
+        self._held = Held(policy.max_tickets, policy.max_bytes)
         self._closed = False
         self._aside: set[Hashable] = set()  # what batches that run wait for
         kinds = [Worker.LIGHT] + [Worker.ANY] * policy.heavy_workers + [Worker.ASIDE] * policy.aside_workers
@@ -97,14 +107,24 @@ class Batcher:
             lane = self._lanes.get(ticket.key)
             if lane is None or not lane.cancel(ticket):
                 return False
-            self._count(ticket, -1)
+            self._held.remove(ticket)
             self._drop_if_empty(lane)
         return True
 
     def waiting(self) -> int:
         """How many tickets wait."""
         with self._condition:
-            return self._tickets
+            return self._held.tickets
+
+    def held(self) -> Waiting:
+        """What waits now."""
+        with self._condition:
+            return Waiting(self._held.tickets, self._held.size, len(self._lanes))
+
+    def forget(self, gone: Callable[[Hashable], bool]) -> None:
+        """Lets go of keys that no tickets will come for any more. Where some wait nothing is lost but their turn."""
+        with self._condition:
+            self._turns.forget(gone)
 
     def close(self, timeout: float | None = None) -> bool:
         """Takes on no new work, finishes what waits, ends the workers; False if some run on after `timeout` seconds.
@@ -128,14 +148,18 @@ class Batcher:
         # Read without the lock: at worst a group that could have run at once waits, or the other way round.
         if key not in self._lanes and not self._closed:
             try:
-                prepared = self._runner.prepare(key, _points(group), _nobody_waits)
+                prepared = self._runner.prepare(key, _points(group), _nobody_waits, group[0].owner)
                 if prepared is not None and prepared.first < prepared.points and len(group) > 1:
                     # Several executions: whoever rides in the first need not wait for the others.
                     group = group[: _fitting(group, prepared.first)]
-                    prepared = self._runner.prepare(key, _points(group), _nobody_waits)
+                    prepared = self._runner.prepare(key, _points(group), _nobody_waits, group[0].owner)
             except Exception as error:
+                refused = _ours(error)
                 for ticket in group:
-                    _refuse(ticket, _copied(_ours(error)))
+                    if isinstance(refused, ResourceExhausted) and ticket.owner != group[0].owner:
+                        self.offer(ticket)  # what there is too much of is so for the owner that was asked for
+                    else:
+                        _refuse(ticket, _copied(refused))
                 return len(group)
             if prepared is not None and self._policy.direct(prepared, len(group)) and self._clock() <= until:
                 self._run_directly(prepared, group, until)
@@ -160,32 +184,61 @@ class Batcher:
         self._run(prepared, group)
 
     def offer(self, ticket: Ticket) -> None:
-        """Puts a ticket into its lane, or refuses it: DeadlineExceeded, Draining, QueueFull. From any thread."""
-        policy = self._policy
+        """Puts a ticket into its lane, or refuses it: DeadlineExceeded, Draining, QueueFull. From any thread.
+
+        Once the queue is full, owners beyond their share make room for others: their newest tickets are refused.
+        """
+        leaving: list[Ticket] = []
+        joins = False
         with self._condition:
             if ticket.state is State.DROPPED:  # cancelled meanwhile, in another thread
                 return
+            refusal: NabladError | None = None
             if ticket.deadline <= self._clock():
-                refusal: NabladError = _expired()
+                refusal = _expired()
             elif self._closed:
                 refusal = Draining("the server is shutting down; retry elsewhere")
-            elif self._tickets >= policy.max_tickets or self._size + ticket.size > policy.max_bytes:
-                refusal = QueueFull(
-                    f"{self._tickets} calls holding {self._size} bytes wait already; the limits are "
-                    f"{policy.max_tickets} calls and {policy.max_bytes} bytes. Retry after {policy.retry_seconds} s",
-                    retry_after=policy.retry_seconds,
-                )
             else:
+                while not self._held.fits(ticket):
+                    most = self._held.makes_room(ticket)
+                    if most is None:
+                        refusal = self._full()
+                        break
+                    self._withdraw(most)
+                    leaving.append(most)
+            if refusal is None:
                 lane = self._lanes.get(ticket.key)
                 if lane is None:
                     lane = self._lanes[ticket.key] = Lane(ticket.key)
+                joins = ticket.key in self._preparing and ticket.owner not in lane.owners
                 lane.offer(ticket)
-                self._count(ticket, 1)
+                self._held.add(ticket)
                 # Of two kinds of workers one may be unable to take it.
                 (self._condition if lane.aside is None else self._set_aside).notify_all()
-                return
-            ticket.state = State.DROPPED
-        ticket.done(refusal)
+            else:
+                ticket.state = State.DROPPED
+        if refusal is not None:
+            ticket.done(refusal)
+        for left in leaving:
+            left.done(self._full())
+        if joins:  # what the lane waits for is made ready in this owner's turn, if that comes before another's
+            with contextlib.suppress(NabladError):
+                self._runner.prepare(ticket.key, ticket.points, _nobody_waits, ticket.owner)
+
+    def _full(self) -> QueueFull:
+        policy, held = self._policy, self._held
+        return QueueFull(
+            f"{held.tickets} calls holding {held.size} bytes wait already; the limits are {policy.max_tickets} calls "
+            f"and {policy.max_bytes} bytes. Retry after {policy.retry_seconds} s",
+            retry_after=policy.retry_seconds,
+        )
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        """Takes a ticket that waits out of its lane."""
+        lane = self._lanes[ticket.key]
+        lane.cancel(ticket)
+        self._held.remove(ticket)
+        self._drop_if_empty(lane)
 
     def refuse(self, ticket: Ticket, error: NabladError) -> None:
         """Answers a ticket with an error that is not yet in a lane, unless it has been cancelled. From any thread."""
@@ -196,53 +249,71 @@ class Batcher:
         ticket.done(error)
 
     def _work(self, kind: Worker) -> None:
-        """A worker's life: wait for a lane that can run, take its batch, run it."""
+        """A worker's life."""
         if kind is Worker.ANY and hasattr(os, "setpriority"):
             # Whoever waits for the processor for microseconds is let past whoever keeps it for milliseconds.
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HEAVY_NICENESS)
-        while True:
-            with self._condition:
-                lane = self._next_lane(kind)
-                while lane is None:
-                    if self._closed and not self._lanes:
-                        self._wake_all()
-                        return
-                    (self._set_aside if kind is Worker.ASIDE else self._condition).wait()
-                    lane = self._next_lane(kind)
-                batch, expired = lane.take(self._clock(), self._policy.max_points)
-                for ticket in expired:
-                    self._count(ticket, -1)
-                prepared = self._prepare(lane, batch, kind) if batch else None
-                if prepared is not None:
-                    if prepared.aside is not None:
-                        self._aside.add(prepared.aside)
-                    for ticket in batch:
-                        self._count(ticket, -1)
-                    self._turns.charge(lane.key, prepared.seconds)
-                self._drop_if_empty(lane)
-            self._tell_failed()
+        while self._serve(kind):
+            continue  # what it held has been let go of, before the next wait
+
+    def _serve(self, kind: Worker) -> bool:
+        """Waits for a batch and runs it; False once there will be none."""
+        with self._condition:
+            turn = self._next_turn(kind)
+            while turn is None:
+                if self._closed and not self._lanes:
+                    self._wake_all()
+                    return False
+                (self._set_aside if kind is Worker.ASIDE else self._condition).wait()
+                turn = self._next_turn(kind)
+            lane, owner = turn
+            batch, expired = lane.take(self._clock(), self._policy.max_points, owner)
             for ticket in expired:
-                ticket.done(_expired())
+                self._held.remove(ticket)
+            prepared = self._prepare(lane, batch, kind) if batch else None
             if prepared is not None:
-                started = self._clock()
-                self._run(prepared, batch)
-                with self._condition:
-                    self._turns.charge(lane.key, self._clock() - started - prepared.seconds)
-                    if prepared.aside is not None:
-                        self._aside.discard(prepared.aside)
-                        self._set_aside.notify_all()  # others may wait for the same
-            del prepared, batch, expired  # what they hold is let go of before the wait
+                if prepared.aside is not None:
+                    self._aside.add(prepared.aside)
+                for ticket in batch:
+                    self._held.remove(ticket)
+                self._charge(lane, batch, prepared.seconds)
+            self._drop_if_empty(lane)
+        self._tell_failed()
+        for ticket in expired:
+            ticket.done(_expired())
+        if prepared is not None:
+            started = self._clock()
+            self._run(prepared, batch)
+            with self._condition:
+                self._charge(lane, batch, self._clock() - started - prepared.seconds)
+                if prepared.aside is not None:
+                    self._aside.discard(prepared.aside)
+                    self._set_aside.notify_all()  # others may wait for the same
+        return True
 
     def _wake_all(self) -> None:
         self._condition.notify_all()
         self._set_aside.notify_all()
 
-    def _next_lane(self, kind: Worker) -> Lane | None:
-        key = self._turns.next(
-            key for key, lane in self._lanes.items() if key not in self._preparing and self._may_take(kind, lane)
-        )
-        return None if key is None else self._lanes[key]
+    def _next_turn(self, kind: Worker) -> tuple[Lane, Owner] | None:
+        """The lane to take a batch from, and whose ticket it begins with; None if there is nothing to do."""
+        lanes = [lane for key, lane in self._lanes.items() if key not in self._preparing and self._may_take(kind, lane)]
+        owner = self._owners.next({owner: None for lane in lanes for owner in lane.owners})
+        if owner is None:
+            return None
+        key = self._turns.next(lane.key for lane in lanes if owner in lane.owners)
+        return self._lanes[key], owner  # type: ignore[return-value]  # what is next is one of those given
+
+    def _charge(self, lane: Lane, batch: Sequence[Ticket], seconds: float) -> None:
+        """Adds executor time to the accounts of a lane and of the owners of its batch, by their points."""
+        self._turns.charge(lane.key, seconds)
+        owners: dict[Owner, int] = {}
+        for ticket in batch:
+            owners[ticket.owner] = owners.get(ticket.owner, 0) + ticket.points
+        total = _points(batch)
+        for owner, points in owners.items():
+            self._owners.charge(owner, seconds * points / total)
 
     def _may_take(self, kind: Worker, lane: Lane) -> bool:
         if lane.aside is not None:
@@ -258,17 +329,18 @@ class Batcher:
             self._prepared(key, error, seconds)
 
         try:
-            prepared = self._runner.prepare(key, _points(batch), ready)
+            prepared = self._runner.prepare(key, _points(batch), ready, batch[0].owner)
             if prepared is not None and prepared.first < prepared.points and len(batch) > 1:
                 # What would be computed later than the rest waits here, where it may still be cancelled or expire.
                 count = _fitting(batch, prepared.first)
                 lane.put_back(batch[count:])
                 del batch[count:]
-                prepared = self._runner.prepare(key, _points(batch), ready)
+                prepared = self._runner.prepare(key, _points(batch), ready, batch[0].owner)
         except Exception as error:
             self._preparing.discard(key)
             lane.put_back(batch)
-            self._fail(lane, _ours(error))
+            # What there is too much of is so for this owner.
+            self._fail(lane, _ours(error), batch[0].owner if isinstance(error, ResourceExhausted) else None)
             return None
         if prepared is None:
             lane.put_back(batch)
@@ -297,10 +369,10 @@ class Batcher:
             self._wake_all()
         self._tell_failed()
 
-    def _fail(self, lane: Lane, error: NabladError) -> None:
-        """Empties a lane; its callers are told by `_tell_failed`, once the lock is free."""
-        for ticket in lane.flush():
-            self._count(ticket, -1)
+    def _fail(self, lane: Lane, error: NabladError, owner: Owner | None = None) -> None:
+        """Empties a lane, of all or of one owner's; its callers are told by `_tell_failed`, once the lock is free."""
+        for ticket in lane.flush(owner):
+            self._held.remove(ticket)
             self._failed.append((ticket, error))
         self._drop_if_empty(lane)
 
@@ -333,7 +405,7 @@ class Batcher:
             ticket.done(_expired())
             return
         try:
-            prepared = self._runner.prepare(ticket.key, ticket.points, _nobody_waits)
+            prepared = self._runner.prepare(ticket.key, ticket.points, _nobody_waits, ticket.owner)
         except Exception as error:
             ticket.done(_ours(error))
             return
@@ -347,10 +419,6 @@ class Batcher:
             del self._lanes[lane.key]
             if self._closed:
                 self._wake_all()
-
-    def _count(self, ticket: Ticket, sign: int) -> None:
-        self._tickets += sign
-        self._size += sign * ticket.size
 
 
 def _refuse(ticket: Ticket, error: NabladError) -> None:

@@ -28,6 +28,22 @@ class Outcome(NamedTuple):
     compute_seconds: float
 
 
+class Owner(NamedTuple):
+    """Whose a ticket is. Turns are shared among owners, and so is the queue once it is full.
+
+    Attributes:
+        name: which owner.
+        share: the part of a full queue that is its own; what it holds beyond makes room for others.
+    """
+
+    name: Hashable
+    share: float = 1.0
+
+
+NOBODY = Owner("")
+"""Owns what the server does of its own accord."""
+
+
 class Ticket:
     """One call.
 
@@ -40,13 +56,14 @@ class Ticket:
             ticket is cancelled first.
         alone: it must not share a batch.
         deadline: on the batcher's clock; infinite if it has none.
+        owner: whose it is.
         arrived: on the batcher's clock.
         compile_seconds: how long the compilation took that it waited for.
         state: kept by the batcher.
     """
 
     __slots__ = (
-        "alone", "arrived", "compile_seconds", "deadline", "done", "key", "payload", "points", "size", "state",
+        "alone", "arrived", "compile_seconds", "deadline", "done", "key", "owner", "payload", "points", "size", "state",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +76,7 @@ class Ticket:
         *,
         alone: bool = False,
         deadline: float = float("inf"),
+        owner: Owner = NOBODY,
     ) -> None:
         self.key = key
         self.payload = payload
@@ -67,6 +85,7 @@ class Ticket:
         self.done = done
         self.alone = alone
         self.deadline = deadline
+        self.owner = owner
         self.arrived = 0.0
         self.compile_seconds = 0.0
         self.state = State.NEW
@@ -108,11 +127,12 @@ class Prepared(Protocol):
 class Runner(Protocol):
     """What executes batches: the seam between batching and what is computed."""
 
-    def prepare(self, key: Any, points: int, done: Done, /) -> Prepared | None:
+    def prepare(self, key: Any, points: int, done: Done, owner: Owner, /) -> Prepared | None:
         """What runs a batch of so many points.
 
-        None if it is not ready yet: then `done(error, seconds)` is called once, from any thread, when it is.
-        Raises NabladError if it never will be.
+        None if it is not ready yet: then `done(error, seconds)` is called once, from any thread, when it is. What makes
+        it ready is done in the owner's turn.
+        Raises NabladError if it never will be; ResourceExhausted if it cannot be made ready now for this owner.
         """
 
 

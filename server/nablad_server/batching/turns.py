@@ -5,7 +5,7 @@ smallest tag is next. A lane that comes back after a rest starts at the tag of t
 claim. A stream of Hessians therefore cannot starve gradients.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 MAX_TAGS = 4096
 
@@ -32,3 +32,7 @@ class Turns:
             if len(self._tags) > MAX_TAGS:  # all in debt: the smaller half of the debts is forgiven
                 largest = sorted(self._tags.items(), key=lambda item: item[1])[-MAX_TAGS // 2 :]
                 self._tags = dict(largest)
+
+    def forget(self, gone: Callable[[Hashable], bool]) -> None:
+        """Lets go of the lanes that there will be no more."""
+        self._tags = {lane: tag for lane, tag in self._tags.items() if not gone(lane)}

@@ -6,7 +6,7 @@ perturbations then gives all gradients in one pass back.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -187,6 +187,12 @@ class Inspections:
                     self._inspections.popitem(last=False)
             self._inspections.move_to_end(query)
             return found
+
+    def forget(self, functions: Collection[Function]) -> None:
+        """Forgets those of some functions."""
+        with self._lock:
+            for query in [query for query in self._inspections if query.function in functions]:
+                del self._inspections[query]
 
 
 def _of_each(number: Callable[[Any], Any], arrays: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ are the residuals, as far as they depend on the point.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -221,3 +221,9 @@ class Linears:
                     self._linears.popitem(last=False)
             self._linears.move_to_end(query)
             return linear
+
+    def forget(self, functions: Collection[Function]) -> None:
+        """Forgets those of some functions."""
+        with self._lock:
+            for query in [query for query in self._linears if query.function in functions]:
+                del self._linears[query]

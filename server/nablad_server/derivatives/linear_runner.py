@@ -1,7 +1,7 @@
 """Runs what is linearised: openings, whose residuals stay on the device, and products at a point opened before."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from nablad_server.derivatives.linear import Linear, Opening
 from nablad_server.derivatives.program import Program
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import DerivativeRunner, Points, Prepared, execution_failed
+from nablad_server.functions.function import Function
 
 Residuals = tuple[jax.Array, ...]
 
@@ -57,6 +58,11 @@ class Linearization:
     def __init__(self, linear: Linear, residuals: Residuals) -> None:
         self.linear = linear
         self.residuals: Residuals | None = residuals
+
+    @property
+    def function(self) -> Function:
+        """Whose derivative it is."""
+        return self.linear.query.function
 
     @property
     def query(self) -> Query:
@@ -103,23 +109,24 @@ class LinearRunner:
         self._cache = cache
 
     def prepare(
-        self, key: Query | Inspection | Opening | Linearization, points: int, done: Done
+        self, key: Query | Inspection | Opening | Linearization, points: int, done: Done, asker: Hashable = None
     ) -> Prepared | PreparedOpening | None:
-        """What runs `points` points of a key; None if that is being compiled: then `done` will be called.
+        """What runs `points` points of a key; None if that is being compiled, in the asker's turn: then `done`
+        will be called.
 
         Raises:
             Cancelled: the linearisation was released.
             NabladError: as DerivativeRunner.prepare.
         """
         if isinstance(key, Query | Inspection):
-            return self._runner.prepare(key, points, done)
+            return self._runner.prepare(key, points, done, asker)
         if isinstance(key, Opening):
             program = self._cache.buckets(key).get(1)
             if program is not None:
                 return PreparedOpening(key, program)
-            self._cache.request(key, 1, done)
+            self._cache.request(key, 1, done, asker)
             return None
         residuals: Any = key.residuals
         if residuals is None:
             raise Cancelled("the stream of this product has ended")
-        return self._runner.prepare(key.linear.product, points, done, residuals)
+        return self._runner.prepare(key.linear.product, points, done, asker, residuals)

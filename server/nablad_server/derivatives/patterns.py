@@ -7,11 +7,10 @@ must cost one search.
 import contextlib
 import ctypes
 import os
-import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, Internal
 from nablad.v1 import function_pb2
 from nablad_server.derivatives.detection import dense, find, prepare
 from nablad_server.derivatives.pattern import Pattern
+from nablad_server.derivatives.pending import Pending
 from nablad_server.derivatives.query import Query
+from nablad_server.functions.function import Function
 
 log = structlog.get_logger("nablad")
 
@@ -50,7 +51,7 @@ class _GivenUp(BaseException):
 class _Entry:
     pattern: Pattern | None = None
     refused: NabladError | None = None  # what failed once fails every time: the answer is kept
-    waiting: list[Done] = field(default_factory=list)
+    waiting: list[tuple[Done, Hashable]] = field(default_factory=list)
 
 
 class Patterns:
@@ -72,7 +73,9 @@ class Patterns:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Query, _Entry] = OrderedDict()
         self._waiting = 0
-        self._work: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
+        self._askers: Counter[Hashable] = Counter()  # whose calls wait
+        self._pending: Pending[Query] = Pending(MAX_WAITING, 0)
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._thread = threading.Thread(target=self._find_forever, name="nablad-patterns", daemon=True)
         self._thread.start()
@@ -92,30 +95,37 @@ class Patterns:
                 raise entry.refused
             return None
 
-    def request(self, query: Query, done: Done) -> None:
+    def request(self, query: Query, done: Done, asker: Hashable = None) -> None:
         """Has a pattern found, or joins the search under way; `done` is called once, from the finding thread.
 
+        Askers take turns. The last quarter of the room is for those who have nothing waiting.
+
         Raises:
-            CompileQueueFull: too many wait already; `done` is not called.
+            CompileQueueFull: too many wait already, or too many of this asker's; `done` is not called.
             Draining: the server is shutting down; likewise.
         """
         key = _key(query)
         with self._lock:
             if self._closed:
                 raise Draining("the server is shutting down and looks for no more patterns")
-            if self._waiting >= MAX_WAITING:
+            held = self._askers[asker]
+            if self._waiting >= MAX_WAITING - (MAX_WAITING // 4 if held else 0):
                 raise CompileQueueFull(
-                    f"{self._waiting} calls wait for sparsity patterns already; each new combination of function, "
-                    "shapes and options needs one. Retry later",
+                    f"{self._waiting} calls wait for sparsity patterns already, {held} of them of this caller; each "
+                    "new combination of function, shapes and options needs one. Retry later",
                     retry_after=1.0,
                 )
             entry = self._entries.setdefault(key, _Entry())
             self._waiting += 1
-            entry.waiting.append(done)
+            self._askers[asker] += 1
+            entry.waiting.append((done, asker))
             if len(entry.waiting) == 1:
-                self._work.put(key)
+                self._pending.add(key, asker)
+                self._changed.notify()
+            else:
+                self._pending.join(key, asker)
 
-    def settle(self, query: Query, timeout: float) -> None:
+    def settle(self, query: Query, timeout: float, asker: Hashable = None) -> None:
         """Blocks until `find` has an answer.
 
         Raises:
@@ -123,27 +133,43 @@ class Patterns:
             NabladError: as `request`.
         """
         told = threading.Event()
-        self.request(query, told.set)
+        self.request(query, told.set, asker)
         if not told.wait(max(0.0, timeout)):
             raise DeadlineExceeded(f"{query}: its sparsity is still looked for; ask again a little later")
+
+    def forget(self, functions: Collection[Function]) -> None:
+        """Drops the patterns of some functions, but those that are waited for."""
+        with self._lock:
+            for key in [k for k, e in self._entries.items() if k.function in functions and not e.waiting]:
+                del self._entries[key]
 
     def close(self, timeout: float | None = None) -> bool:
         """Gives up the search under way; whoever waits is told that the server drains. False if the thread runs on."""
         with self._lock:
-            already, self._closed = self._closed, True
-        if not already:
-            self._work.put(None)
+            self._closed = True
+            self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _find_forever(self) -> None:
-        while (key := self._work.get()) is not None:
+        while (key := self._next()) is not None:
             found = None if self._closed else self._found(key)
             for done in self._publish(key, found):
                 try:
                     done()
                 except Exception:  # a defect of whoever waits must not end the only thread that finds
                     log.exception("internal error", query=str(key))
+                del done
+            del key, found  # what they hold is let go of before the wait
+
+    def _next(self) -> Query | None:
+        """What is to be found next, waited for; None if the server shuts down and nobody waits."""
+        with self._changed:
+            while (key := self._pending.take()) is None:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            return key
 
     def _found(self, key: Query) -> Pattern | NabladError | None:
         with self._lock:
@@ -216,8 +242,13 @@ class Patterns:
             entry.refused = found if isinstance(found, NabladError) else None
             waiting, entry.waiting = entry.waiting, []
             self._waiting -= len(waiting)
+            for _, asker in waiting:
+                self._askers[asker] -= 1
+                if not self._askers[asker]:
+                    del self._askers[asker]
+            self._pending.finish(key)
             self._evict(key)
-            return waiting
+            return [done for done, _ in waiting]
 
     def _evict(self, newest: Query) -> None:
         kept = sum(_bytes(entry) for entry in self._entries.values())

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,16 +125,18 @@ class DerivativeRunner:
         self._version = -1
 
     def prepare(
-        self, query: Query | Product | Inspection, points: int, done: Done, fixed: Sequence[Any] = ()
-    ) -> Prepared | None:
+        self, query: Query | Product | Inspection, points: int, done: Done, asker: Hashable = None,
+        fixed: Sequence[Any] = (),
+    ) -> Prepared | None:  # fmt: skip
         """What runs `points` points of a query; None if that is being compiled: then `done` will be called.
 
-        `fixed` are arrays that all points share and that are on the device: those that a product begins with.
+        It is compiled in the asker's turn. `fixed` are arrays that all points share and that are on the device: those
+        that a product begins with.
 
         Buckets that do not fit well are used all the same, while the one that does is compiled behind them.
 
         Raises:
-            NabladError: the query is known not to compile, or the compile queue is full.
+            NabladError: the query is known not to compile, or the compile queue is full, perhaps for this asker.
         """
         if self._version != self._cache.version:
             self._version = self._cache.version  # first: what is published meanwhile makes us forget once more
@@ -143,29 +145,35 @@ class DerivativeRunner:
         prepared = ready.get((query, points))
         if prepared is not None and self._cache.touch(query):
             return prepared.at(fixed) if fixed else prepared
-        prepared, final = self._prepare(query, points, done)
+        prepared, final = self._prepare(query, points, done, asker)
         if prepared is not None and final and len(ready) < MAX_REMEMBERED:
             ready[query, points] = prepared
         return prepared.at(fixed) if fixed and prepared is not None else prepared
 
-    def _prepare(self, query: Query | Product | Inspection, points: int, done: Done) -> tuple[Prepared | None, bool]:
+    def forget(self) -> None:
+        """Lets go of what is remembered of the cache: it is found again."""
+        self._ready = {}
+
+    def _prepare(
+        self, query: Query | Product | Inspection, points: int, done: Done, asker: Hashable
+    ) -> tuple[Prepared | None, bool]:
         """As `prepare`; and whether the answer will be the same until the cache changes."""
         wanted = self._bucket(query, points)
         programs = self._cache.buckets(query)
         if wanted not in programs:
             wanted = min(wanted, self._cache.largest(query) or wanted)
         if not programs:
-            self._cache.request(query, wanted, done)
+            self._cache.request(query, wanted, done, asker)
             return None, False
         chosen, seconds = cheapest(points, {bucket: program.seconds for bucket, program in programs.items()})
         final = wanted in programs
         if not final:
             # A larger bucket costs little more; many executions of smaller ones may not be worth it.
             if seconds > COMPILE_SECONDS and not any(bucket > wanted for bucket in programs):
-                self._cache.request(query, wanted, done)
+                self._cache.request(query, wanted, done, asker)
                 return None, False
             with contextlib.suppress(NabladError):  # an improvement, not a need
-                self._cache.request(query, wanted, _nobody_waits)
+                self._cache.request(query, wanted, _nobody_waits, asker)
         return Prepared(query, points, [programs[bucket] for bucket in chosen], seconds), final
 
     def _bucket(self, query: Query | Product | Inspection, points: int) -> int:

@@ -2,19 +2,27 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from nablad.errors import FunctionNotFound, InvalidReference, VersionNotFound
 from nablad_server.functions.function import NAME, Function
 
 
+class _Tables(NamedTuple):
+    """One set of functions, which never changes."""
+
+    versions: dict[str, dict[int, Function]]
+    latest: dict[str, Function]
+
+
 class Registry:
-    """An immutable set of functions: a reload makes a new one."""
+    """A set of functions, which a reload changes all at once: whoever asks finds the old one or the new one."""
 
     def __init__(self, functions: Iterable[Function]) -> None:
         """Raises ValueError if two functions share a name and a version."""
-        self._versions: dict[str, dict[int, Function]] = {}
+        by_name: dict[str, dict[int, Function]] = {}
         for function in functions:
-            versions = self._versions.setdefault(function.name, {})
+            versions = by_name.setdefault(function.name, {})
             if function.version in versions:
                 other = versions[function.version]
                 raise ValueError(
@@ -22,15 +30,20 @@ class Registry:
                     "give one of them another name= or version="
                 )
             versions[function.version] = function
-        self._latest = {name: versions[max(versions)] for name, versions in sorted(self._versions.items())}
+        latest = {name: versions[max(versions)] for name, versions in sorted(by_name.items())}
+        self._tables = _Tables(by_name, latest)
+
+    def become(self, other: "Registry") -> None:
+        """Has the functions of another registry from now on. From any thread."""
+        self._tables = other._tables
 
     def latest(self) -> list[Function]:
         """The latest version of every function, by name."""
-        return list(self._latest.values())
+        return list(self._tables.latest.values())
 
     def all(self) -> list[Function]:
         """Every version of every function."""
-        return [function for versions in self._versions.values() for function in versions.values()]
+        return [function for versions in self._tables.versions.values() for function in versions.values()]
 
     def get(self, reference: str) -> Function:
         """The function that `name` or `name@version` refers to.
@@ -40,7 +53,8 @@ class Registry:
             FunctionNotFound: no function of that name.
             VersionNotFound: no such version.
         """
-        found = self._latest.get(reference)
+        tables = self._tables  # once: a reload may come between two looks
+        found = tables.latest.get(reference)
         if found is not None:
             return found
         name, at, version = reference.partition("@")
@@ -50,9 +64,9 @@ class Registry:
                 "rosenbrock@1",
                 field="function",
             )
-        versions = self._versions.get(name)
+        versions = tables.versions.get(name)
         if versions is None:
-            near = difflib.get_close_matches(name, self._versions, n=3)
+            near = difflib.get_close_matches(name, tables.versions, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "ListFunctions names those there are"
             raise FunctionNotFound(
                 f"no function is called {name!r}; {hint}", field="function", metadata={"function": reference}

@@ -12,6 +12,7 @@ from nablad_server.derivatives.patterns import Patterns
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
+from nablad_server.serving.caller import current
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.endpoint import endpoint, waiting_endpoint
 from nablad_server.serving.explain import Explainer
@@ -45,7 +46,7 @@ def catalog_service(
     room = threading.Semaphore(MAX_WAITING)
 
     def list_functions(request: pb.ListFunctionsRequest) -> pb.ListFunctionsResponse:
-        functions = registry.latest()
+        functions = _visible(registry)
         names = [function.name for function in functions]
         start = 0
         if request.page_token:
@@ -70,7 +71,11 @@ def catalog_service(
 
     def get_statistics(request: pb.GetStatisticsRequest) -> pb.GetStatisticsResponse:
         function = registry.get(request.function).reference if request.function else ""
-        return pb.GetStatisticsResponse(statistics=statistics.messages(function))
+        found = statistics.messages(function)
+        allowed = current().functions
+        if allowed is not None:
+            found = [one for one in found if allowed.permits(one.function)]
+        return pb.GetStatisticsResponse(statistics=found)
 
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
@@ -80,6 +85,20 @@ def catalog_service(
         "Explain": waiting_endpoint("Explain", pb.ExplainRequest, explainer.explain, gate, room),
     }
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+
+def _visible(registry: Registry) -> list[Function]:
+    """The latest version of every function that the caller may use, by name."""
+    allowed = current().functions
+    if allowed is None:
+        return registry.latest()
+    latest: dict[str, Function] = {}
+    for function in registry.all():
+        if allowed.permits(function.reference):
+            other = latest.get(function.name)
+            if other is None or other.version < function.version:
+                latest[function.name] = function
+    return [latest[name] for name in sorted(latest)]
 
 
 def describe(function: Function, documentation: bool) -> function_pb2.Function:

@@ -4,7 +4,8 @@ Each method of Decoder reads one kind of request. Errors name the field of the r
 differs from an earlier one in nothing but the elements of its tensors is not parsed: see `Decoder.read`.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
@@ -25,9 +26,11 @@ from nablad_server.derivatives.operators.orders import MAX_ORDER
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.query import SEED, Query
 from nablad_server.derivatives.runner import Points
+from nablad_server.functions.function import Function
 from nablad_server.functions.precision import is_wide
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.arrays import RequestArray, Tensors, by_name, check_direction, listed, narrowed, near
+from nablad_server.serving.caller import Allowed
 from nablad_server.serving.clipping import clipping_of
 from nablad_server.serving.differences import differences_of
 from nablad_server.serving.endpoint import parsed
@@ -70,6 +73,7 @@ class _Known(NamedTuple):
     points: int
     layout: Layout
     extras: tuple[bytes | memoryview, ...]
+    reference: str
 
 
 class Decoder:
@@ -88,27 +92,52 @@ class Decoder:
         self._known: Templates[_Known] = Templates()
         self._layouts: dict[tuple[Query, bool, bool], Layout] = {}
 
-    def read(self, kind: Kind, message: bytes, start: int, stop: int) -> Decoded:
+    def read(
+        self, kind: Kind, message: bytes, start: int, stop: int, allowed: Allowed | None = None
+    ) -> Decoded:  # fmt: skip
         """Reads the request message[start:stop].
 
-        One like an earlier one is not parsed: see `Templates`.
+        One like an earlier one is not parsed: see `Templates`. `allowed` are the functions that it may be about; None
+        for all.
 
         Raises:
             MalformedRequest: the bytes are not a message of this kind.
+            PermissionDenied: it is about a function that is not allowed.
             NabladError: as the kind's own method.
             Pending: a sparsity pattern has to be found first.
         """
-        found = self._known.find(kind.request, message, start, stop)
+        templates = self._known  # before the function is looked up: see `renew`
+        found = templates.find(kind.request, message, start, stop)
         if found is not None:
             known = found.known
+            if allowed is not None:
+                allowed.check(known.reference)
             return Decoded(known.query, Points(known.points, found.data + known.extras), known.layout)
-        request = parsed(kind.request, message[start:stop])
-        decoded = kind.decode(self, request)
+        request: Any = parsed(kind.request, message[start:stop])
+        work = functools.partial(kind.decode, self, request)
+        decoded = work() if allowed is None else allowed.only(request, work)
         query, points, layout, paths = decoded
         if paths is not None:  # requests that differ in the elements of tensors alone come to the same
-            known = _Known(query, points.count, layout, points.data[len(paths) :])
-            self._known.add(kind.request, message, start, stop, paths=paths, known=known)
+            known = _Known(query, points.count, layout, points.data[len(paths) :], request.function)
+            templates.add(kind.request, message, start, stop, paths=paths, known=known)
         return decoded
+
+    def of(self, registry: Registry) -> "Decoder":
+        """One with the same limits for another registry."""
+        return Decoder(registry, self._patterns, self._max_points, self.max_result_bytes)
+
+    def renew(self) -> None:
+        """Forgets what requests came to, once the registry has other functions. From any thread.
+
+        A request that is being read meanwhile may have found the old function. What it comes to is then added to the
+        templates that it began with, which nobody looks into any more.
+        """
+        self._known = Templates()
+
+    def forget(self, functions: Collection[Function]) -> None:
+        """Lets go of functions that have left the registry. From any thread."""
+        # What is added meanwhile may be lost, and is made anew.
+        self._layouts = {key: layout for key, layout in list(self._layouts.items()) if key[0].function not in functions}
 
     def evaluate(self, request: pb.EvaluateRequest) -> Decoded:
         """Reads an EvaluateRequest. Raises InvalidArgument, NotFound, FailedPrecondition or OutOfRange."""

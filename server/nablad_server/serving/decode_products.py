@@ -4,7 +4,8 @@ What is known of a point's shapes and options is a Place, which streams at other
 point are then recognised by what those of earlier ones came to.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,7 +15,10 @@ from nablad.v1 import function_pb2
 from nablad_server.derivatives.linear import whole
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Bytes, Points
+from nablad_server.functions.function import Function
+from nablad_server.functions.signature import ArraySpec
 from nablad_server.serving.arrays import RequestArray, listed
+from nablad_server.serving.caller import Allowed, denied
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.endpoint import parsed
 from nablad_server.serving.layout import Layout
@@ -24,7 +28,7 @@ from nablad_server.serving.templates import Templates
 
 MAX_PLACES = 1024
 
-_Key = tuple[object, ...]
+_Key = tuple[Function, tuple[ArraySpec, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class Form(NamedTuple):
@@ -76,10 +80,11 @@ class Place:
 
 
 class Opened(NamedTuple):
-    """A point: where it is, and the elements of the inputs."""
+    """A point: where it is, the elements of the inputs, and how its request names the function."""
 
     place: Place
     data: tuple[Bytes, ...]
+    reference: str
 
 
 class Products:
@@ -87,25 +92,38 @@ class Products:
 
     def __init__(self) -> None:
         self._places: dict[_Key, Place] = {}
-        self._points: Templates[Place] = Templates()
+        self._points: Templates[tuple[Place, str]] = Templates()
 
-    def point(self, decoder: Decoder, message: bytes, start: int, stop: int) -> Opened:
-        """Reads the LinearizePoint message[start:stop].
+    def renew(self) -> None:
+        """As Decoder.renew."""
+        self._points = Templates()
+
+    def forget(self, functions: Collection[Function]) -> None:
+        """Lets go of functions that have left the registry. From any thread."""
+        self._places = {key: place for key, place in list(self._places.items()) if key[0] not in functions}
+
+    def point(
+        self, decoder: Decoder, message: bytes, start: int, stop: int, allowed: Allowed | None = None
+    ) -> Opened:  # fmt: skip
+        """Reads the LinearizePoint message[start:stop]. `allowed` are as for Decoder.read.
 
         Raises:
             InvalidBatch: an input is batched.
+            PermissionDenied: the function is not allowed.
             NabladError: as Decoder.evaluate.
         """
-        found = self._points.find(pb.LinearizePoint, message, start, stop)
+        points = self._points  # before the function is looked up: see Decoder.renew
+        found = points.find(pb.LinearizePoint, message, start, stop)
         if found is not None:
             # Copied: what lies in the message would keep all of it for as long as the stream is open.
-            return Opened(found.known, tuple(map(bytes, found.data)))
+            place, reference = found.known
+            if allowed is not None and not allowed.permits(reference):
+                raise denied(reference, "point.function")
+            return Opened(place, tuple(map(bytes, found.data)), reference)
         try:
             request = parsed(pb.LinearizePoint, message[start:stop])
-            subject = decoder.subject(request.function, request.inputs).at_one_point("products")
-            subject.check_traced()
-            wrt = subject.select_inputs(request.wrt)
-            outputs = subject.select_outputs(request.outputs, differentiable=True)
+            read = functools.partial(_read, decoder, request)
+            subject, wrt, outputs = read() if allowed is None else allowed.only(request, read)
         except MalformedRequest:
             raise
         except NabladError as error:
@@ -116,8 +134,8 @@ class Products:
         place = self._place(decoder, subject, wrt, outputs)
         if not any(array.literal for array in subject.inputs):
             paths = [array.field for array in subject.inputs]
-            self._points.add(pb.LinearizePoint, message, start, stop, paths=paths, known=place)
-        return Opened(place, tuple(array.data for array in subject.inputs))
+            points.add(pb.LinearizePoint, message, start, stop, paths=paths, known=(place, request.function))
+        return Opened(place, tuple(array.data for array in subject.inputs), request.function)
 
     def _place(self, decoder: Decoder, subject: Subject, wrt: tuple[int, ...], outputs: tuple[int, ...]) -> Place:
         key = (subject.function, subject.specs, wrt, outputs)
@@ -147,6 +165,17 @@ class Products:
             paths = [vector.field for vector in vectors]
             place.forms.add(pb.Product, message, start, stop, paths=paths, known=form)
         return form, tuple(vector.data for vector in vectors)
+
+
+def _read(decoder: Decoder, request: pb.LinearizePoint) -> tuple[Subject, tuple[int, ...], tuple[int, ...]]:
+    """What a point is about: the function and its inputs, those to differentiate with respect to, and the outputs."""
+    subject = decoder.subject(request.function, request.inputs).at_one_point("products")
+    subject.check_traced()
+    return (
+        subject,
+        subject.select_inputs(request.wrt),
+        subject.select_outputs(request.outputs, differentiable=True),
+    )  # fmt: skip
 
 
 def _form(decoder: Decoder, place: Place, product: pb.Product) -> tuple[Form, tuple[RequestArray, ...]]:

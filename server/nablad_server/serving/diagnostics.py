@@ -5,6 +5,7 @@ import threading
 import grpc
 
 from nablad.v1 import diagnostics_pb2 as pb
+from nablad_server.derivatives.inspection import Inspections
 from nablad_server.functions.registry import Registry
 from nablad_server.serving.check import GradientChecker
 from nablad_server.serving.curvature import curvature
@@ -21,11 +22,13 @@ MAX_WAITING = 2
 checks."""
 
 
-def diagnostics_service(*, registry: Registry, decoder: Decoder, desk: Desk, gate: Gate) -> grpc.GenericRpcHandler:
+def diagnostics_service(
+    *, registry: Registry, decoder: Decoder, desk: Desk, gate: Gate, inspections: Inspections
+) -> grpc.GenericRpcHandler:
     """The service's handlers."""
     room = threading.Semaphore(MAX_WAITING)
     checker = GradientChecker(registry, decoder, desk)
-    inspector = LayerInspector(decoder, desk)
+    inspector = LayerInspector(decoder, desk, inspections)
 
     def summarize_curvature(request: pb.SummarizeCurvatureRequest, seconds: float) -> pb.SummarizeCurvatureResponse:
         return curvature(request, decoder, desk, seconds)

@@ -16,6 +16,9 @@ from nablad_server.serving.work import KINDS, Desk
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DifferentiationService"]
 
+STREAMS = frozenset(f"/{SERVICE.full_name}/{name}" for name in (*ROW_KINDS, "Pipeline", "Linearize"))
+"""The full names of the RPCs whose calls are streams."""
+
 
 def methods(desk: Desk, window: Window, linearizations: Linearizations) -> dict[str, Callable[[Call], Handler]]:
     """For each RPC, by its full name, what makes a handler for a call."""
@@ -51,7 +54,8 @@ class Unary:
             return
         self._ticket = self._desk.take(
             self._name, message, 0, len(message),
-            deadline=self._call.deadline, written=self._written, failed=self._call.end,
+            allowed=self._call.caller.functions, owner=self._call.account.owner, deadline=self._call.deadline,
+            written=self._written, failed=self._failed,
         )  # fmt: skip
 
     def sent(self) -> None:
@@ -64,6 +68,9 @@ class Unary:
 
     def _written(self, parts: list[Part], _: int) -> None:
         self._call.answer(b"".join(parts))
+
+    def _failed(self, error: NabladError) -> None:
+        self._call.end(error)
 
     def dismiss(self, error: NabladError) -> None:
         """It will be answered, or its caller has been told."""

@@ -4,6 +4,7 @@ Handlers take and give bytes, so that a malformed message is answered by this se
 transport as its own internal error.
 """
 
+import functools
 import threading
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from nablad.errors import Internal, MalformedRequest, NabladError, ResourceExhausted, to_status
+from nablad_server.serving.caller import current
 from nablad_server.serving.gate import Gate
 
 MAX_SECONDS = 600.0
@@ -68,7 +70,9 @@ def _handler(
             try:
                 seconds = context.time_remaining()
                 request = parsed(request_type, data)
-                return respond(request, MAX_SECONDS if seconds is None else seconds).SerializeToString()
+                allowed = current().functions
+                work = functools.partial(respond, request, MAX_SECONDS if seconds is None else seconds)
+                return (work() if allowed is None else allowed.only(request, work)).SerializeToString()
             except Exception as error:
                 failed = reported(name, error)
             finally:

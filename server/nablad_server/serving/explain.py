@@ -13,6 +13,7 @@ from nablad_server.derivatives.operators import result_bytes
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.query import Query
 from nablad_server.serving.decode import Decoder, Kind
+from nablad_server.serving.limits import OWNER
 from nablad_server.serving.sparsity import message, when_known
 
 
@@ -40,8 +41,8 @@ class Explainer:
         asked = getattr(request, field)
         decode = functools.partial(self._kinds[asked.DESCRIPTOR.full_name].decode, self._decoder, asked)
         query = when_known(decode, self._patterns, seconds).query
-        program = self._cache.wait(query, 1, finish_by - time.monotonic())
-        function = self._cache.wait(_function_itself(query), 1, finish_by - time.monotonic())
+        program = self._cache.wait(query, 1, finish_by - time.monotonic(), OWNER.get())
+        function = self._cache.wait(_function_itself(query), 1, finish_by - time.monotonic(), OWNER.get())
         mode, reason = accumulation(query)
         return pb.ExplainResponse(
             function=query.function.reference,

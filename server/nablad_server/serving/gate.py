@@ -25,6 +25,16 @@ class Gate:
         self._inside = 0
         self._changed = threading.Condition(threading.Lock())
 
+    @property
+    def serving(self) -> bool:
+        """Whether work is let in."""
+        return self._phase is Phase.SERVING
+
+    @property
+    def inside(self) -> int:
+        """How many are inside."""
+        return self._inside
+
     def open(self) -> None:
         """Lets work in."""
         self._phase = Phase.SERVING

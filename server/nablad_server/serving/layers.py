@@ -13,10 +13,10 @@ from nablad_server.serving.work import Desk
 class LayerInspector:
     """Inspects the layers of functions."""
 
-    def __init__(self, decoder: Decoder, desk: Desk) -> None:
+    def __init__(self, decoder: Decoder, desk: Desk, inspections: Inspections) -> None:
         self._decoder = decoder
         self._desk = desk
-        self._inspections = Inspections()
+        self._inspections = inspections
 
     def inspect(self, request: pb.InspectLayersRequest, seconds: float) -> pb.InspectLayersResponse:
         """The layers and their gradients. Blocks.

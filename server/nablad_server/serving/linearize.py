@@ -24,6 +24,7 @@ from nablad.v1 import function_pb2
 from nablad_server.batching.ticket import Outcome
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points
+from nablad_server.serving.caller import denied
 from nablad_server.serving.decode_products import Opened, Products
 from nablad_server.serving.layout_products import ProductLayout
 from nablad_server.serving.linearizer import Kept, Linearizer
@@ -183,7 +184,10 @@ class Linearize(Stream):
         products = self._registry.products
         opened = self.desk.read(
             NAME, function_pb2.OPERATOR_EVALUATE,
-            lambda decoder: products.point(decoder, message, field.start, field.stop), self.dismiss,
+            lambda decoder: products.point(
+                decoder, message, field.start, field.stop, self.call.caller.functions
+            ),
+            self.dismiss,
         )  # fmt: skip
         if opened is None:
             return
@@ -196,7 +200,7 @@ class Linearize(Stream):
         self.enter(OPENING, field.stop - field.start)
         ticket = self.desk.admit(
             NAME, opened.place.values, Points(1, opened.data), field.stop - field.start,
-            deadline=self.call.deadline, answered=self._valued, failed=self.dismiss,
+            owner=self.call.account.owner, deadline=self.call.deadline, answered=self._valued, failed=self.dismiss,
         )  # fmt: skip
         if ticket is not None:
             self.begun(OPENING, ticket)
@@ -227,6 +231,14 @@ class Linearize(Stream):
             self.fail(identity, error, owned=False)
             return
         failed = functools.partial(self._failed, identity)
+        refused = self.call.account.spend()
+        if refused is not None:
+            failed(refused)
+            return
+        allowed = self.call.caller.functions
+        if allowed is not None and not allowed.permits(opened.reference):  # any more
+            failed(denied(opened.reference))
+            return
         products = self._registry.products
         read = self.desk.read(
             NAME, function_pb2.OPERATOR_UNSPECIFIED,
@@ -237,7 +249,8 @@ class Linearize(Stream):
         form, data = read
         ticket = self.desk.admit(
             NAME, form.query, Points(1, (*opened.data, *data)), field.stop - field.start,
-            deadline=self.call.deadline, answered=functools.partial(self._computed, identity, form.layout),
+            owner=self.call.account.owner, deadline=self.call.deadline,
+            answered=functools.partial(self._computed, identity, form.layout),
             failed=failed,
         )  # fmt: skip
         if ticket is None:

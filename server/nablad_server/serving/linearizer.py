@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nablad.errors import NabladError
 from nablad_server.batching.batcher import Batcher
-from nablad_server.batching.ticket import Outcome, Ticket
+from nablad_server.batching.ticket import NOBODY, Outcome, Ticket
 from nablad_server.derivatives.cache import ProgramCache
 from nablad_server.derivatives.linear import Linear, Linears
 from nablad_server.derivatives.linear_runner import Budget, Linearization
@@ -68,6 +68,7 @@ class Kept:
         self._kept: Linearization | None = None
         self._reserved = 0
         self._closed = False
+        self._owner = NOBODY  # of the first product, until there is one
 
     def direct(self, ticket: Ticket, vectors: Callable[[], Points]) -> bool:
         """Says how a product is computed: its ticket, made for a call, is changed if it is not as calls are.
@@ -76,6 +77,7 @@ class Kept:
         handed to the batcher once the residuals are there.
         """
         if self._state is _State.UNDECIDED:
+            self._owner = ticket.owner
             self._decide(ticket.key)  # type: ignore[arg-type]  # a ticket made for a call has a query
         with self._lock:
             if self._state is _State.OPENING:
@@ -113,7 +115,7 @@ class Kept:
             if self._linearizer.ready(linear):
                 self._open(linear)
             else:
-                self._linearizer.cache.request(linear.opening, 1, self._opening_compiled)
+                self._linearizer.cache.request(linear.opening, 1, self._opening_compiled, self._owner)
         except NabladError:  # it cannot be traced; or there is no room to compile, for this point
             self._state = _State.BY_ITSELF
 
@@ -121,7 +123,7 @@ class Kept:
         linear = self._linear
         if error is None and linear is not None:
             try:
-                self._linearizer.cache.request(linear.product, 1, self._product_compiled)
+                self._linearizer.cache.request(linear.product, 1, self._product_compiled, self._owner)
             except NabladError as refused:
                 error = refused
         if error is not None:
@@ -139,7 +141,7 @@ class Kept:
         if not budget.reserve(linear.residual_bytes):
             self._go_on()
             return
-        ticket = Ticket(linear.opening, Points(1, self._point), 1, 0, self._opened, alone=True)
+        ticket = Ticket(linear.opening, Points(1, self._point), 1, 0, self._opened, alone=True, owner=self._owner)
         with self._lock:
             closed = self._closed
             if not closed:

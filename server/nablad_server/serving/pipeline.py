@@ -52,9 +52,15 @@ class Pipeline(Stream):
             taken = DuplicateName(f"the id {identity} is that of an operation not yet answered")
             self.fail(identity, taken, owned=False)
             return
+        refused = self.call.account.spend()
+        if refused is not None:
+            self.fail(identity, refused)
+            return
         deadline = min(self.call.deadline, self.arrived + timeout * 1e-9 if timeout else float("inf"))
         ticket = self.desk.take(
             REQUESTS[request.number], message, request.start, request.stop,
+            allowed=self.call.caller.functions,
+            owner=self.call.account.owner,
             deadline=deadline,
             written=functools.partial(self._written, identity, request.number),
             failed=functools.partial(self.fail, identity),

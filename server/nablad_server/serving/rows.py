@@ -1,7 +1,10 @@
 """StreamHessian and StreamJacobian: a matrix in blocks of rows, each computed when the one before has been taken."""
 
+import functools
 import threading
 from collections.abc import Callable
+
+from google.protobuf.message import Message
 
 from nablad.errors import MalformedRequest, NabladError
 from nablad.framing import VARINT, delimited, prefix, tag, varint
@@ -10,6 +13,7 @@ from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Outcome, Ticket
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points, Results
+from nablad_server.serving.decode import Decoder
 from nablad_server.serving.decode_rows import ROW_KINDS, RowPlan
 from nablad_server.serving.endpoint import parsed
 from nablad_server.serving.layout import elements, non_finite
@@ -53,8 +57,9 @@ class RowStream:
             return
         kind = self._kind
         plan = self._plan = self._desk.read(
-            self._name, kind.operator, lambda decoder: kind.plan(decoder, parsed(kind.request, message)), self.dismiss
-        )
+            self._name, kind.operator, lambda decoder: self._planned(decoder, parsed(kind.request, message)),
+            self.dismiss,
+        )  # fmt: skip
         if plan is not None:
             self._next = plan.header.first_row
             self._computing = True
@@ -82,13 +87,19 @@ class RowStream:
             self._call.end(error)
         self._cancel()
 
+    def _planned(self, decoder: Decoder, request: Message) -> RowPlan:
+        allowed = self._call.caller.functions
+        work = functools.partial(self._kind.plan, decoder, request)
+        return work() if allowed is None else allowed.only(request, work)
+
     def _begin(self, query: Query, points: Points, answered: Callable[[Outcome], None]) -> None:
         with self._lock:
             self._begun += 1
             number = self._begun
         ticket = self._desk.begin(
-            self._name, query, points, deadline=self._call.deadline, answered=answered, failed=self.dismiss
-        )
+            self._name, query, points,
+            owner=self._call.account.owner, deadline=self._call.deadline, answered=answered, failed=self.dismiss,
+        )  # fmt: skip
         with self._lock:
             if self._begun == number:  # else it is answered already, and another one was begun meanwhile
                 self._ticket = ticket

@@ -13,6 +13,7 @@ from nablad.v1 import function_pb2, tensor_pb2
 from nablad_server.derivatives.pattern import Axis, Pattern
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.query import Query
+from nablad_server.serving.limits import OWNER
 
 AIDED_ELEMENTS = 64
 """The exact diagonal of a Hessian is computed by colors from more elements on: of fewer it takes a moment anyway."""
@@ -72,7 +73,7 @@ def when_known(read: Callable[[], _T], patterns: Patterns, timeout: float) -> _T
             return read()
         except Pending as pending:
             query = pending.query
-        patterns.settle(query, finish_by - time.monotonic())
+        patterns.settle(query, finish_by - time.monotonic(), OWNER.get())
 
 
 def message(pattern: Pattern, *, indices: bool = True) -> tensor_pb2.SparsityPattern:

@@ -76,6 +76,7 @@ class Series:
         self.compile = Distribution(SECONDS)
         self.compute = Distribution(SECONDS)
         self.encode = Distribution(SECONDS)
+        self.request = Distribution(SECONDS)
         self.rejections: Counter[str] = Counter()
 
     def answered(self, points: int, outcome: Outcome, encode_seconds: float) -> None:
@@ -85,6 +86,7 @@ class Series:
             self.points += points
             self.queue.add(outcome.queue_seconds)
             self.encode.add(encode_seconds)
+            self.request.add(outcome.queue_seconds + outcome.compute_seconds + encode_seconds)
             if outcome.compile_seconds:
                 self.compile.add(outcome.compile_seconds)
 
@@ -114,6 +116,7 @@ class Series:
                 compile_seconds=self.compile.message(),
                 compute_seconds=self.compute.message(),
                 encode_seconds=self.encode.message(),
+                request_seconds=self.request.message(),
                 rejections=[
                     catalog_pb2.Rejection(reason=REASONS.get(reason, error_pb2.REASON_UNSPECIFIED), requests=requests)
                     for reason, requests in sorted(self.rejections.items())
@@ -142,6 +145,10 @@ class Statistics(Collector):
             series = self._by_query[query] = self.of(query.function.reference, query.operator)
         return series
 
+    def forget(self) -> None:
+        """Lets go of all queries; their numbers stay."""
+        self._by_query.clear()
+
     def executed(
         self, key: Query | Inspection | Opening | Linearization, points: int, computed: int, seconds: float
     ) -> None:
@@ -169,6 +176,11 @@ class Statistics(Collector):
                 "nablad_encode_seconds",
                 "From an execution's end until a response was with the transport.",
                 "encode",
+            ),
+            (
+                "nablad_request_seconds",
+                "From the decoding of a request until its response was with the transport.",
+                "request",
             ),
         ):
             family = HistogramMetricFamily(name, documentation, labels=("function", "operator"))

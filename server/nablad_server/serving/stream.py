@@ -17,6 +17,10 @@ from nablad_server.serving.layout import Part
 from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
 
+TURN_SECONDS = 3e-3
+"""So long at most a stream's operations are taken in before others have a turn: those of new shapes are traced for
+milliseconds each."""
+
 ID_TAG = tag(pb.Answer.DESCRIPTOR.fields_by_name["id"].number, VARINT)
 ERROR = pb.Answer.DESCRIPTOR.fields_by_name["error"].number
 """The parts that the answers of all streams have are numbered alike."""
@@ -65,6 +69,7 @@ class Stream:
         self._message = b""
         self._fields: Iterator[Field] | None = None  # of the message, those not yet taken in
         self._reading = True  # a message has been asked for
+        self._postponed = False  # taking in goes on later
         self._gathering = False  # a message is being read: answers wait for each other
         self._half_closed = False
         self._awaiting_first = False  # answers wait for the one that is to be the first
@@ -169,27 +174,38 @@ class Stream:
     def _read_on(self) -> None:
         """Takes in as many operations of the message at hand as there is room for. In the transport's thread."""
         waiting = self._fields
-        if waiting is not None and not self._ended:
+        if waiting is not None and not self._ended and not self._postponed:
             with self._lock:
                 self._gathering = True
             try:
+                finish_by = time.monotonic() + TURN_SECONDS
                 while self._has_room() and not self._ended:
                     field = next(waiting, None)
                     if field is None:
                         self._fields, self._message = None, b""
                         break
                     self.take(self._message, field)
+                    if time.monotonic() > finish_by:
+                        self._postponed = True
+                        self.call.later(self._resume)
+                        break
             except MalformedRequest as error:
                 self.dismiss(error)
             except (ValueError, DecodeError) as error:
                 self.dismiss(
                     MalformedRequest(f"{len(self._message)} bytes are not a well-formed {self.request}: {error}")
                 )
-            # What is light is answered before this returns; those answers go together.
-            self.desk.together()
+            # What is light is answered before this returns; those answers go together. What is left for later joins it.
+            if not self._postponed:
+                self.desk.together()
             with self._lock:
                 self._gathering = False
         self._go_on()
+
+    def _resume(self) -> None:
+        """Goes on taking in, once others have had their turn."""
+        self._postponed = False
+        self._read_on()
 
     def _has_room(self) -> bool:
         window = self._window

@@ -11,6 +11,7 @@ from nablad_server.batching.ticket import Outcome
 from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points, Results
+from nablad_server.serving.limits import OWNER
 from nablad_server.serving.work import Desk
 
 
@@ -25,7 +26,9 @@ def outcome_of(desk: Desk, name: str, query: Query | Inspection, points: Points,
     """
     answers: queue.SimpleQueue[Outcome | NabladError] = queue.SimpleQueue()
     deadline = time.monotonic() + seconds
-    ticket = desk.begin(name, query, points, deadline=deadline, answered=answers.put, failed=answers.put)
+    ticket = desk.begin(
+        name, query, points, owner=OWNER.get(), deadline=deadline, answered=answers.put, failed=answers.put
+    )
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:

@@ -9,11 +9,12 @@ from nablad.errors import NabladError
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import function_pb2
 from nablad_server.batching.batcher import Batcher
-from nablad_server.batching.ticket import Outcome, State, Ticket
+from nablad_server.batching.ticket import Outcome, Owner, State, Ticket
 from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.patterns import Patterns
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points
+from nablad_server.serving.caller import Allowed
 from nablad_server.serving.decode import Decoded, Decoder, Kind
 from nablad_server.serving.endpoint import reported
 from nablad_server.serving.gate import Gate
@@ -71,6 +72,8 @@ class Desk:
         start: int,
         stop: int,
         *,
+        allowed: Allowed | None,
+        owner: Owner,
         deadline: float,
         written: Written,
         failed: Failed,
@@ -79,26 +82,32 @@ class Desk:
 
         It is worked on with the next `together`, and then either `written` or `failed` is called, once, from any
         thread; neither if the ticket is cancelled before. None, and `failed` was called, if nothing is to be done.
+        `allowed` are the functions that it may be about; None for all.
         """
         refused = self._gate.enter()
         if refused is not None:
             failed(refused)
             return None
-        decoded = self.read(name, _OPERATORS[name], _reader(name, message, start, stop), failed)
+        decoded = self.read(name, _OPERATORS[name], _reader(name, message, start, stop, allowed), failed)
         if decoded is None:
             self._gate.leave()
             return None
         if isinstance(decoded, Pending):
-            return self._later(name, message[start:stop], decoded, deadline=deadline, written=written, failed=failed)
+            return self._later(
+                name, message[start:stop], decoded, owner=owner, deadline=deadline, written=written, failed=failed
+            )
         query, points, layout, _ = decoded
         answered = lambda outcome: written(*layout.write(outcome))
-        ticket = self._ticket(name, query, points, stop - start, deadline=deadline, answered=answered, failed=failed)
+        ticket = self._ticket(
+            name, query, points, stop - start, owner=owner, deadline=deadline, answered=answered, failed=failed
+        )
         self._gathered.append(ticket)
         return ticket
 
     def _later(
-        self, name: str, message: bytes, pending: Pending, *, deadline: float, written: Written, failed: Failed
-    ) -> Ticket | None:
+        self, name: str, message: bytes, pending: Pending, *, owner: Owner, deadline: float, written: Written,
+        failed: Failed,
+    ) -> Ticket | None:  # fmt: skip
         """A ticket for a request that cannot be read before a pattern is found: it can be cancelled from now on.
 
         Once the pattern is there the request is read anew, in the thread that found it, and handed to the workers.
@@ -113,29 +122,31 @@ class Desk:
                 failed(rejected)
             self._gate.leave()
 
-        ticket = Ticket(None, None, 0, size, done, deadline=deadline)
+        ticket = Ticket(None, None, 0, size, done, deadline=deadline, owner=owner)
         ticket.arrived = time.monotonic()
 
         def found() -> None:
             if ticket.state is not State.NEW:  # its caller has gone
                 return
             try:
-                decoded = _reader(name, message, 0, size)(self._decoder)
+                decoded = _reader(name, message, 0, size, None)(self._decoder)  # allowed before
                 if isinstance(decoded, Pending):
-                    self._patterns.request(decoded.query, found)
+                    self._patterns.request(decoded.query, found, owner)
                     return
             except Exception as error:
                 self._batcher.refuse(ticket, reported(name, error))
                 return
             query, points, layout, _ = decoded
             answered = lambda outcome: written(*layout.write(outcome))
-            ready = self._ticket(name, query, points, size, deadline=deadline, answered=answered, failed=failed)
+            ready = self._ticket(
+                name, query, points, size, owner=owner, deadline=deadline, answered=answered, failed=failed
+            )
             ticket.key, ticket.payload, ticket.points = ready.key, ready.payload, ready.points
             ticket.alone, ticket.done = ready.alone, ready.done
             self._batcher.offer(ticket)
 
         try:
-            self._patterns.request(pending.query, found)
+            self._patterns.request(pending.query, found, owner)
         except NabladError as error:
             done(error)
             return None
@@ -154,8 +165,8 @@ class Desk:
             return None
 
     def begin(
-        self, name: str, query: Query | Inspection, points: Points, *, deadline: float, answered: Answered,
-        failed: Failed,
+        self, name: str, query: Query | Inspection, points: Points, *, owner: Owner, deadline: float,
+        answered: Answered, failed: Failed,
     ) -> Ticket | None:  # fmt: skip
         """Begins work of a call that was read before: at once, from any thread.
 
@@ -164,7 +175,7 @@ class Desk:
         """
         ticket = self.admit(
             name, query, points, sum(map(len, points.data)),
-            deadline=deadline, answered=answered, failed=failed,
+            owner=owner, deadline=deadline, answered=answered, failed=failed,
         )  # fmt: skip
         if ticket is not None:
             self._batcher.take([ticket])
@@ -177,6 +188,7 @@ class Desk:
         points: Points,
         size: int,
         *,
+        owner: Owner,
         deadline: float,
         answered: Answered,
         failed: Failed,
@@ -186,7 +198,7 @@ class Desk:
         if refused is not None:
             failed(refused)
             return None
-        return self._ticket(name, query, points, size, deadline=deadline, answered=answered, failed=failed)
+        return self._ticket(name, query, points, size, owner=owner, deadline=deadline, answered=answered, failed=failed)
 
     def gather(self, ticket: Ticket) -> None:
         """Has a ticket worked on with the next `together`. In the transport's thread."""
@@ -199,6 +211,7 @@ class Desk:
         points: Points,
         size: int,
         *,
+        owner: Owner,
         deadline: float,
         answered: Answered,
         failed: Failed,
@@ -231,6 +244,7 @@ class Desk:
             done,
             alone=any(query.shared),
             deadline=deadline,
+            owner=owner,
         )
 
     def cancel(self, ticket: Ticket) -> bool:
@@ -247,12 +261,14 @@ class Desk:
             self._batcher.take(gathered)
 
 
-def _reader(name: str, message: bytes, start: int, stop: int) -> Callable[[Decoder], Decoded | Pending]:
+def _reader(
+    name: str, message: bytes, start: int, stop: int, allowed: Allowed | None
+) -> Callable[[Decoder], Decoded | Pending]:
     """What reads the request message[start:stop] of an operator, or says what has to be found first."""
 
     def read(decoder: Decoder) -> Decoded | Pending:
         try:
-            return decoder.read(KINDS[name], message, start, stop)
+            return decoder.read(KINDS[name], message, start, stop, allowed)
         except Pending as pending:
             return pending
 
