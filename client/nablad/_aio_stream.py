@@ -196,7 +196,7 @@ class Stream:
                 raise
             return errors.Cancelled(CLIENT_CLOSED)
         except grpc.RpcError as error:
-            found = errors.from_rpc_error(error)
+            found = errors.from_rpc_error(error, cancelled_here=False)
             return errors.Unavailable(ENDED) if _BROKEN_WRITE in found.message else found
         except DecodeError:
             return errors.Internal(self._dialect.malformed)

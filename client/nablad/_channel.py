@@ -4,7 +4,7 @@ import json
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 ATTEMPTS = 4
-"""How often a call answered with UNAVAILABLE is made, all in all."""
+"""How often a call that no server answered is made, all in all."""
 BACKOFF_SECONDS = (0.1, 0.3, 0.9)
 """How long to wait before the second attempt, the third, the fourth."""
 
@@ -12,15 +12,16 @@ _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            # Every RPC is pure: repeating one is safe.
-            "name": [{"service": "nablad.v1.DifferentiationService"}, {"service": "nablad.v1.CatalogService"}],
+            # Every RPC of these is pure: repeating one is safe.
+            "name": [{"service": f"nablad.v1.{name}Service"} for name in ("Differentiation", "Diagnostics", "Catalog")],
             "waitForReady": False,
             "retryPolicy": {
                 "maxAttempts": ATTEMPTS,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # A server that stops cancels calls that reach it in that moment.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         },
         # What goes over a stream is asked for again by whoever reads it: only they know what is missing.
@@ -37,7 +38,7 @@ _SERVICE_CONFIG = {
 
 
 def options(retries: bool) -> list[tuple[str, str | int]]:
-    """The channel options, with or without retries of UNAVAILABLE."""
+    """The channel options, with or without retries."""
     config = dict(_SERVICE_CONFIG) if retries else {"loadBalancingConfig": _SERVICE_CONFIG["loadBalancingConfig"]}
     return [
         ("grpc.service_config", json.dumps(config)),

@@ -124,7 +124,7 @@ class Operation:
         size: bytes of its arguments, or of its whole request.
         deadline: when its answer is of no use any more, by the clock that the shell has; infinite for none.
         wanted: how many futures are not cancelled.
-        attempts: how often it was answered with UNAVAILABLE.
+        attempts: how often no server answered it.
     """
 
     def __init__(self, function: str, field: int, read: Callable[[Any], Any]) -> None:

@@ -242,7 +242,7 @@ class Stream:
             for data in call:
                 self._receive(self._dialect.read(data), leg)
         except grpc.RpcError as error:
-            return errors.from_rpc_error(error)
+            return errors.from_rpc_error(error, cancelled_here=self._halt.is_set())
         except DecodeError:
             return errors.Internal(self._dialect.malformed)
         finally:

@@ -67,7 +67,8 @@ class Client:
             address: `HOST:PORT`, or any target that gRPC resolves, such as `dns:///nablad.prod:50051`.
             timeout: seconds that a call may take, retries included; None for no limit. The first call for new shapes
                 waits for a compilation, which takes from 0.1 s to many seconds for large functions.
-            retries: repeat calls answered with UNAVAILABLE, with backoff, up to four times; all calls are pure.
+            retries: repeat calls that no server answered (UNAVAILABLE, or cancelled by a server that stops), with
+                backoff, up to four times; all calls but `reload` are pure, and that one is never repeated.
             tls: True for TLS with the usual authorities' certificates, or a `Tls` that says more; None for plaintext.
             token: shows the server who calls. It is sent over TLS, or to a server on this machine, and not otherwise.
             channel: a channel of your own (interceptors, …) instead of `address`, with retries of its own except for

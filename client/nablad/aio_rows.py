@@ -149,7 +149,7 @@ class RowStream(Opened):
                 raise
             return Cancelled(CLIENT_CLOSED)
         except grpc.RpcError as error:
-            return from_rpc_error(error)
+            return from_rpc_error(error, cancelled_here=False)
         except grpc.aio.UsageError:  # what grpc raises if the channel was closed
             return Cancelled(CLIENT_CLOSED)
         return message if isinstance(message, bytes) else Unavailable(ENDED)

@@ -366,8 +366,11 @@ def to_status(error: NabladError) -> status_pb2.Status:
     return status
 
 
-def from_rpc_error(error: grpc.RpcError) -> NabladError:
+def from_rpc_error(error: grpc.RpcError, *, cancelled_here: bool = True) -> NabladError:
     """The exception that a failed call stands for.
+
+    Without `cancelled_here` nobody on this side has cancelled it: a call that is cancelled nevertheless reached a
+    server in the moment in which it stopped, and is Unavailable.
 
     `error` is what grpc or grpc.aio raised. Without details (the transport made the error, or a proxy) the class is
     chosen by the status code alone and `reason` is empty.
@@ -377,6 +380,8 @@ def from_rpc_error(error: grpc.RpcError) -> NabladError:
         status = rpc_status.from_call(call)
     except ValueError:  # details that contradict the status: a proxy made the one, the server the other
         status = None
+    if call.code() is grpc.StatusCode.CANCELLED and not cancelled_here:
+        return Unavailable("the server stopped as the call reached it; retry elsewhere")
     if status is None:
         kind = _BY_CODE.get(call.code(), NabladError)
         return kind(f"{call.code().name}: {call.details() or 'no further detail'}")

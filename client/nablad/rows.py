@@ -142,7 +142,7 @@ class RowStream(Opened):
                 self._call = self._ask(reading.request(), timeout=reading.remaining(time.monotonic()))
             message: bytes | None = next(self._call, None)
         except grpc.RpcError as error:
-            return from_rpc_error(error)
+            return from_rpc_error(error, cancelled_here=self._call is None)
         except ValueError:  # what grpc raises if the channel was closed
             return Cancelled(CLIENT_CLOSED)
         return Unavailable(ENDED) if message is None else message

@@ -32,38 +32,31 @@ from nablad_server.functions.registry import Registry
 from nablad_server.functions.sources import builtin, python
 from nablad_server.functions.sources.changing import Targets
 from nablad_server.serving import admin, catalog, diagnostics, differentiation, health, reflection
-from nablad_server.serving.admin import admin_service
-from nablad_server.serving.call_log import logged
+from nablad_server.serving.call import Call, Handler
+from nablad_server.serving.call_log import log_call
 from nablad_server.serving.callers import Callers
-from nablad_server.serving.catalog import catalog_service
 from nablad_server.serving.certificates import server_credentials
 from nablad_server.serving.connections import Connections
-from nablad_server.serving.counted import Counted
 from nablad_server.serving.decode import Decoder
-from nablad_server.serving.diagnostics import diagnostics_service
-from nablad_server.serving.differentiation import STREAMS, methods
 from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
-from nablad_server.serving.guard import Guard
 from nablad_server.serving.identities import read_identities
-from nablad_server.serving.limits import Accounts, Limits
+from nablad_server.serving.limits import Limits
 from nablad_server.serving.linearize import Bounds, Linearizations
 from nablad_server.serving.linearizer import Linearizer
 from nablad_server.serving.listening import check_encrypted, private_socket, socket_path
 from nablad_server.serving.metrics import Parts, metrics_of
 from nablad_server.serving.reload import Reloader, Retired
+from nablad_server.serving.rpcs import Rpcs
 from nablad_server.serving.statistics import Statistics
 from nablad_server.serving.stream import Window
-from nablad_server.serving.transport import Call, Handler, Transport
+from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
 from nablad_server.serving.watched import Watched
 from nablad_server.serving.work import KINDS, Desk
 
 SERVICES = tuple(part.SERVICE.full_name for part in (differentiation, diagnostics, catalog, admin))
-
-CATALOG_THREADS = 8
-"""Threads for the services that grpc.server serves; each reflection stream holds one."""
 
 BLACK_BOX_WORKERS = 8
 """At most so many black boxes run at the same time."""
@@ -115,7 +108,6 @@ class App:
         device.configure(settings.compile_cache)
         self._settings = settings
         self._spans: Any = None
-        self._counted = Counted()
         targets = Targets(settings.functions, settings.black_box_seconds)
         self._registry = Registry([*installed_functions(settings), *targets.functions])
         self._cache = ProgramCache(
@@ -150,14 +142,17 @@ class App:
             share=settings.queue_share, unread_bytes=settings.unread_bytes_per_caller,
         )  # fmt: skip
         self._callers = callers_of(settings, limits)
-        self._accounts = Accounts(limits)
-        self._server = self._build_server(desk)
-        window = Window(settings.stream_operations, settings.stream_bytes)
-        self._entrance = Entrance(self._callers, self._accounts, STREAMS)
+        methods = self._methods(desk)
+        self._rpcs = Rpcs(methods)
+        entrance = Entrance(
+            self._callers, limits,
+            methods=methods, streams={*differentiation.STREAMS, reflection.METHOD}, calls=settings.concurrent_calls,
+            over=[self._rpcs.over, log_call] if settings.log_calls else [self._rpcs.over],
+        )  # fmt: skip
+        self._server = self._build_server()
         self._transport = Transport(
-            self._server, self._served(methods(desk, window, self._linearizations), desk), desk.together,
-            settings.concurrent_calls, self._tick, admit=self._entrance.admit,
-            unfinished_seconds=settings.request_seconds,
+            self._server, methods, entrance,
+            together=desk.together, tick=self._tick, unfinished_seconds=settings.request_seconds,
         )  # fmt: skip
         self._metrics: WSGIServer | None = None
         self._ready = False
@@ -263,43 +258,45 @@ class App:
         except Exception:
             log.exception("internal error", rpc="reload")
 
-    def _build_server(self, desk: Desk) -> grpc.Server:
+    def _build_server(self) -> grpc.Server:
         settings = self._settings
         connections = Connections(
             count=settings.connections, calls=settings.calls_per_connection, header_bytes=settings.header_bytes,
             handshake_seconds=settings.handshake_seconds, idle_seconds=settings.connection_idle_seconds,
             age_seconds=settings.connection_age_seconds, grace_seconds=settings.drain_seconds,
         )  # fmt: skip
-        server = grpc.server(
-            ThreadPoolExecutor(CATALOG_THREADS, thread_name_prefix="nablad-call"),
+        return grpc.server(
+            ThreadPoolExecutor(1),  # for methods of its own, and it has none
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # results are bounded before they are computed
                 ("grpc.so_reuseport", 0),  # two servers on one port by mistake would share its calls
                 *connections.options(),
             ],
-            interceptors=[self._counted, Guard(self._callers, self._accounts)],
         )
-        explainer = Explainer(self._decoder, self._patterns, self._cache, KINDS)
-        handlers = catalog_service(
-            registry=self._registry, decoder=self._decoder, patterns=self._patterns, statistics=self._statistics,
-            explainer=explainer, gate=self._gate,
-        )  # fmt: skip
-        diagnoses = diagnostics_service(
-            registry=self._registry, decoder=self._decoder, desk=desk, gate=self._gate, inspections=self._inspections,
-        )  # fmt: skip
-        server.add_generic_rpc_handlers((handlers, diagnoses, admin_service(reloader=self._reloader, gate=self._gate)))
-        server.add_generic_rpc_handlers((self._health.handlers(),))
-        if settings.reflection:
-            names = (*SERVICES, health.SERVICE.full_name, reflection.SERVICE_NAME)
-            server.add_generic_rpc_handlers((reflection.reflection_service(names),))
-        return server
 
-    def _served(self, served: dict[str, Callable[[Call], Handler]], desk: Desk) -> dict[str, Callable[[Call], Handler]]:
-        """The methods as the settings want them: traced, logged, or as they are."""
-        if self._settings.tracing:
-            served = self._traced(served, desk)
-        return logged(served) if self._settings.log_calls else served
+    def _methods(self, desk: Desk) -> dict[str, Callable[[Call], Handler]]:
+        """For each RPC, by its full name, what makes a handler for a call."""
+        settings = self._settings
+        window = Window(settings.stream_operations, settings.stream_bytes)
+        explainer = Explainer(self._decoder, self._patterns, self._cache, KINDS)
+        found = {
+            **differentiation.methods(desk, window, self._linearizations),
+            **catalog.methods(
+                registry=self._registry, decoder=self._decoder, patterns=self._patterns, statistics=self._statistics,
+                explainer=explainer, gate=self._gate,
+            ),
+            **diagnostics.methods(
+                registry=self._registry, decoder=self._decoder, desk=desk, gate=self._gate,
+                inspections=self._inspections,
+            ),
+            **admin.methods(reloader=self._reloader, gate=self._gate),
+        }  # fmt: skip
+        if settings.reflection:
+            found |= reflection.methods((*SERVICES, health.SERVICE.full_name, reflection.SERVICE_NAME))
+        if settings.tracing:
+            found = self._traced(found, desk)
+        return found | self._health.methods()
 
     def _traced(self, served: dict[str, Callable[[Call], Handler]], desk: Desk) -> dict[str, Callable[[Call], Handler]]:
         try:
@@ -334,7 +331,7 @@ class App:
         self._linearizations.look()
         self._retired.look()
         if self._callers.refresh():
-            self._transport.renew(self._entrance.renewed)
+            self._transport.renew()
 
     def _listen(self) -> str:
         """Takes the address; where that is. Raises OSError or ValueError."""
@@ -361,7 +358,7 @@ class App:
             gate=self._gate, reloader=self._reloader,
             queue_calls=self._settings.queue_calls, queue_bytes=self._settings.queue_bytes,
         )  # fmt: skip
-        registry = metrics_of(self._statistics, self._linearizations, self._counted, parts)
+        registry = metrics_of(self._statistics, self._linearizations, self._rpcs, parts)
         host, _, port = self._settings.metrics_address.rpartition(":")
         try:
             metrics, _ = start_http_server(int(port), host, registry)

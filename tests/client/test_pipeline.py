@@ -171,9 +171,12 @@ def test_after_a_refusal_the_description_is_asked_for_anew(puppet: PipelineServe
     assert puppet.seen.described == 2
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_broken_stream_is_taken_up_again(puppet: PipelineServer, client_of: nablad.Client, after: int) -> None:
-    puppet.faults.breaks, puppet.faults.break_after = 2, after
+def test_a_broken_stream_is_taken_up_again(
+    puppet: PipelineServer, client_of: nablad.Client, after: int, code: grpc.StatusCode
+) -> None:
+    puppet.faults.breaks, puppet.faults.break_after, puppet.faults.break_code = 2, after, code
     xs = points(6000)
     with client_of.pipeline() as pipeline:
         futures = [pipeline.gradient("bowl", x) for x in xs]

@@ -102,15 +102,16 @@ def test_errors_are_the_futures(puppet: PipelineServer) -> None:
     assert puppet.seen.described == 2
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_broken_stream_is_taken_up_again(puppet: PipelineServer, after: int) -> None:
+def test_a_broken_stream_is_taken_up_again(puppet: PipelineServer, after: int, code: grpc.StatusCode) -> None:
     async def scene(client: aio.Client) -> None:
         xs = points(6000)
         async with client.pipeline() as pipeline:
             futures = [pipeline.gradient("bowl", x) for x in xs]
         await check(futures, xs)
 
-    puppet.faults.breaks, puppet.faults.break_after = 2, after
+    puppet.faults.breaks, puppet.faults.break_after, puppet.faults.break_code = 2, after, code
     run(puppet, scene)
     assert puppet.seen.streams == 3
 

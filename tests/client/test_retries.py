@@ -1,4 +1,4 @@
-"""Calls answered with UNAVAILABLE are repeated: between client and server stands a proxy that fails on purpose."""
+"""Calls that no server answered are repeated: between client and server stands a proxy that fails on purpose."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -17,12 +17,14 @@ class Proxy(grpc.GenericRpcHandler):
 
     Attributes:
         failures: how many calls of DifferentiationService to fail from now on.
+        code: what with.
         seen: how many such calls arrived.
     """
 
     def __init__(self, upstream: str) -> None:
         limits = [("grpc.max_receive_message_length", -1)]
         self.failures = 0
+        self.code = grpc.StatusCode.UNAVAILABLE
         self.seen = 0
         self._channel = grpc.insecure_channel(upstream, limits)
         self._pool = ThreadPoolExecutor(4)
@@ -39,7 +41,7 @@ class Proxy(grpc.GenericRpcHandler):
                 self.seen += 1
                 if self.failures:
                     self.failures -= 1
-                    context.abort(grpc.StatusCode.UNAVAILABLE, "on purpose")
+                    context.abort(self.code, "on purpose")
             return forward(request)
 
         return grpc.unary_unary_rpc_method_handler(behave)
@@ -57,10 +59,11 @@ def proxy(server_address: str) -> Iterator[Proxy]:
     running.close()
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 @pytest.mark.parametrize("size", [3, 100_000], ids=["small", "beyond gRPC's default retry buffer"])
-def test_a_call_is_repeated_until_the_server_is_back(proxy: Proxy, size: int) -> None:
+def test_a_call_is_repeated_until_the_server_is_back(proxy: Proxy, size: int, code: grpc.StatusCode) -> None:
     with nablad.Client(proxy.address) as client:
-        proxy.failures = 2
+        proxy.failures, proxy.code = 2, code
         assert np.array_equal(client.gradient("sum_of_squares", np.ones(size)).gradient, np.full(size, 2.0))
     assert proxy.seen == 3
 

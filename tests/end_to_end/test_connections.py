@@ -19,6 +19,15 @@ from servers import ServerProcess
 
 IDLE = 2000
 GRADIENT = b"/nablad.v1.DifferentiationService/Gradient"
+REQUESTS = {
+    "/grpc.health.v1.Health/Check": b"",
+    "/nablad.v1.CatalogService/ListFunctions": b"",
+    "/nablad.v1.CatalogService/Explain": b"",
+    "/nablad.v1.DiagnosticsService/CheckGradient": b"",
+    "/nablad.v1.AdminService/Reload": b"",
+}
+"""Methods of every service, and a request that each of them answers at once."""
+
 POINT = np.array([1.0, 2.0])
 
 
@@ -69,6 +78,25 @@ def test_a_connection_without_calls_is_closed(impatient: ServerProcess, works: C
 def test_half_a_request_is_ended_with_a_reason(impatient: ServerProcess, works: Callable[[], None]) -> None:
     halves = [Raw(GRADIENT, port_of(impatient)) for _ in range(20)]
     works()
+
+    for half in halves:
+        half.read_until(b"had not arrived whole")
+        half.close()
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_requests_that_stay_unfinished_hold_up_no_others_of_their_kind(
+    impatient: ServerProcess, works: Callable[[], None], method: str
+) -> None:
+    halves = [Raw(method.encode(), port_of(impatient)) for _ in range(40)]
+    works()
+    with grpc.insecure_channel(impatient.address) as channel:
+        call: Any = channel.unary_unary(method)
+        for _ in range(len(halves)):
+            try:
+                call(REQUESTS[method], timeout=60)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017 - it may be answered, too
 
     for half in halves:
         half.read_until(b"had not arrived whole")

@@ -94,20 +94,35 @@ def test_no_metric_is_exported_twice_and_none_has_callers_as_a_label(scrape: str
     }
 
 
-def test_calls_of_the_other_services_are_counted_by_method_and_code() -> None:
-    with ServerProcess("--metrics-address", "127.0.0.1:0") as process:
-        with nablad.Client(process.address) as client:
+def test_calls_are_counted_by_method_and_code_and_those_refused_at_the_entrance_too() -> None:
+    with ServerProcess("--metrics-address", "127.0.0.1:0", "--rate-per-caller", "5") as process:
+        with nablad.Client(process.address, retries=False) as client:
             for _ in range(3):
                 client.describe("rosenbrock")
             with pytest.raises(nablad.errors.FunctionNotFound):
                 client.describe("no_such_function")
+            answered = 0
+            try:
+                while True:
+                    client.gradient("rosenbrock", np.ones(2))
+                    answered += 1
+            except nablad.errors.RateLimited:
+                pass
+            assert client.healthy()
         families = {family.name: family for family in text_string_to_metric_families(scraped(process))}
 
     counted = {(s.labels["method"], s.labels["code"]): s.value for s in families["nablad_rpcs"].samples}
-    method = "nablad.v1.CatalogService/DescribeFunction"
-    assert counted == {(method, "OK"): 3, (method, "NOT_FOUND"): 1}
-    (count,) = [s.value for s in families["nablad_rpc_seconds"].samples if s.name.endswith("_count")]
-    assert count == 4
+    describe, gradient = "nablad.v1.CatalogService/DescribeFunction", "nablad.v1.DifferentiationService/Gradient"
+    expected = {
+        (describe, "OK"): 3,
+        (describe, "NOT_FOUND"): 1,
+        (gradient, "OK"): answered,
+        (gradient, "RESOURCE_EXHAUSTED"): 1,
+        ("grpc.health.v1.Health/Check", "OK"): 1,
+    }
+    assert counted == {key: count for key, count in expected.items() if count}
+    counts = {s.labels["method"]: s.value for s in families["nablad_rpc_seconds"].samples if s.name.endswith("_count")}
+    assert counts[describe] == 4
 
 
 def test_promtool_accepts_the_rules_and_the_scrape(scrape: str) -> None:

@@ -23,8 +23,8 @@ from nablad.v1.differentiation_pb2_grpc import DifferentiationServiceStub
 from nablad_server.app import App
 from nablad_server.batching.ticket import Ticket
 from nablad_server.config import Settings
+from nablad_server.serving.call import Call
 from nablad_server.serving.rows import RowStream
-from nablad_server.serving.transport import Call
 from servers import ServerProcess
 
 FUNCTIONS = Path(__file__).parent / "row_functions.py"

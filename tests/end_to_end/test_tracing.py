@@ -99,6 +99,24 @@ def test_a_refusal_says_why(address: str, spans: Any) -> None:
     assert (root.attributes["error.type"], root.attributes["rpc.grpc.status_code"]) == ("WRONG_SHAPE", 3)
 
 
+def test_calls_of_the_other_services_have_spans_too(address: str, spans: Any) -> None:
+    catalogue = "nablad.v1.CatalogService"
+    with nablad.Client(address) as client:
+        client.describe("rosenbrock")
+        fine = finished(spans, f"{catalogue}/DescribeFunction")[""]
+        spans.clear()
+        with pytest.raises(errors.FunctionNotFound):
+            client.describe("no_such_function")
+        assert client.healthy()
+    failed = finished(spans, f"{catalogue}/DescribeFunction")[""]
+
+    assert dict(fine.attributes) == {
+        "rpc.system": "grpc", "rpc.service": catalogue, "rpc.method": "DescribeFunction", "rpc.grpc.status_code": 0,
+    }  # fmt: skip
+    assert failed.attributes["error.type"] == "FUNCTION_NOT_FOUND"
+    assert [span.name for span in spans.get_finished_spans()] == [failed.name], "health checks have none"
+
+
 def test_streams_and_the_other_client_carry_the_context(address: str, spans: Any) -> None:
     tracer = trace.get_tracer("test")
     with (

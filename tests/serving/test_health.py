@@ -1,5 +1,6 @@
 """Health and reflection: the statuses, in their order, whatever others do; bad requests are the caller's fault."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -7,7 +8,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2 as pb
 
+from nablad_server.serving.callers import Callers
+from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.health import Health
+from nablad_server.serving.limits import Limits
+from nablad_server.serving.transport import Transport
+from puppets import SAFETY
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
@@ -32,24 +38,44 @@ def test_watches_that_come_and_go_stop_nobody(server_address: str) -> None:
         assert calls(channel).unary_unary(CHECK)(b"", timeout=30) == SERVING
 
 
-def test_a_watch_is_told_of_every_change() -> None:
+@pytest.fixture
+def health() -> Iterator[tuple[Health, grpc.Channel]]:
     health = Health()
-    health.set("a", pb.HealthCheckResponse.SERVING)
-    server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((health.handlers(),))
+    server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
+    methods = health.methods()
+    entrance = Entrance(Callers(), Limits(calls=3), methods=methods, streams=(), calls=1)
+    transport = Transport(server, methods, entrance, together=lambda: None, tick=lambda: None)
     server.start()
+    transport.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        told = iter(calls(channel).unary_stream(WATCH)(b"\x0a\x01a", timeout=30))
-        other = iter(calls(channel).unary_stream(WATCH)(b"\x0a\x01b", timeout=30))
-        assert (next(told), next(other)) == (SERVING, UNKNOWN)
-        health.set("a", pb.HealthCheckResponse.NOT_SERVING)
-        health.set("b", pb.HealthCheckResponse.SERVING)
-        assert (next(told), next(other)) == (NOT_SERVING, SERVING)
-        with pytest.raises(grpc.RpcError) as caught:
-            calls(channel).unary_unary(CHECK)(b"\x0a\x01c", timeout=30)
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        yield health, channel
     server.stop(None).wait()
+    assert transport.stop(SAFETY)
+
+
+def test_a_watch_is_told_of_every_change(health: tuple[Health, grpc.Channel]) -> None:
+    statuses, channel = health
+    statuses.set("a", pb.HealthCheckResponse.SERVING)
+    told = iter(calls(channel).unary_stream(WATCH)(b"\x0a\x01a", timeout=30))
+    other = iter(calls(channel).unary_stream(WATCH)(b"\x0a\x01b", timeout=30))
+    assert (next(told), next(other)) == (SERVING, UNKNOWN)
+    statuses.set("a", pb.HealthCheckResponse.NOT_SERVING)
+    statuses.set("b", pb.HealthCheckResponse.SERVING)
+    assert (next(told), next(other)) == (NOT_SERVING, SERVING)
+    with pytest.raises(grpc.RpcError) as caught:
+        calls(channel).unary_unary(CHECK)(b"\x0a\x01c", timeout=30)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_one_address_may_have_so_many_watches_and_work_is_counted_apart(health: tuple[Health, grpc.Channel]) -> None:
+    _, channel = health
+    watches = [calls(channel).unary_stream(WATCH)(b"", timeout=30) for _ in range(3)]  # more than calls may be open
+    for watch in watches:
+        assert next(watch) == UNKNOWN
+    with pytest.raises(grpc.RpcError) as caught:
+        next(calls(channel).unary_stream(WATCH)(b"", timeout=30))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("method", [CHECK, WATCH, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"])

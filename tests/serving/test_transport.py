@@ -3,7 +3,7 @@
 import _thread
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +15,13 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave
 from grpc_status import rpc_status
 
 from nablad.errors import Draining, NabladError, NotScalar, TooManyCalls, from_rpc_error
+from nablad_server.serving import refusals
 from nablad_server.serving import transport as transport_module
+from nablad_server.serving.call import Call, Handler
 from nablad_server.serving.callers import Callers
 from nablad_server.serving.entrance import Entrance
-from nablad_server.serving.limits import Accounts, Limits
-from nablad_server.serving.transport import Call, Handler, Transport
+from nablad_server.serving.limits import Limits
+from nablad_server.serving.transport import Transport
 from puppets import SAFETY
 
 Events = queue.SimpleQueue[Any]
@@ -93,6 +95,10 @@ class Echo(Recorder):
         self.call.end(error)
 
 
+def entrance_of(methods: Collection[str], calls: int = 1000, limits: Limits = UNLIMITED) -> Entrance:
+    return Entrance(Callers(), limits, methods=methods, streams={"/test/Stream"}, calls=calls)
+
+
 class Served:
     """A server whose methods /test/Unary and /test/Stream go through a Transport.
 
@@ -114,10 +120,10 @@ class Served:
             "/test/Unary": lambda call: self._made(self._unary(call, self.events)),
             "/test/Stream": lambda call: self._made(Echo(call, self.events)),
         }
-        admit = Entrance(Callers(), Accounts(limits), frozenset({"/test/Stream"})).admit
+        entrance = entrance_of(methods, max_calls, limits)
         self.transport = Transport(
-            self.server, methods, self._together, max_calls, self._tick,
-            admit=admit, unfinished_seconds=unfinished_seconds,
+            self.server, methods, entrance,
+            together=self._together, tick=self._tick, unfinished_seconds=unfinished_seconds,
         )  # fmt: skip
         self.server.start()
         self.transport.start()
@@ -373,7 +379,7 @@ def test_a_refused_call_costs_its_caller_a_pause_and_counts_as_nothing_afterward
     with pytest.raises(grpc.RpcError) as caught:
         served.unary(b"ab")
 
-    assert time.monotonic() - before >= transport_module.REFUSAL_SECONDS
+    assert time.monotonic() - before >= refusals.REFUSAL_SECONDS
     error = from_rpc_error(caught.value)
     assert isinstance(error, TooManyCalls)
     assert error.retry_after
@@ -386,7 +392,7 @@ def test_a_refused_call_costs_its_caller_a_pause_and_counts_as_nothing_afterward
 
 
 def test_a_flood_of_refusals_is_answered_though_not_all_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "MAX_HELD", 3)
+    monkeypatch.setattr(refusals, "MAX_HELD", 3)
     served = Served(limits=Limits(calls=1))
     waiting = served.unary.future(b"wait")
     served.await_event("received")
@@ -465,10 +471,10 @@ def test_another_grpcio_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, abse
     else:
         monkeypatch.setattr(server, "_state", type("State", (), {"server": object()})())
 
-    unary = {"/test/Unary": lambda call: Recorder(call, queue.SimpleQueue())}
+    unary: dict[str, Callable[[Call], Handler]] = {"/test/Unary": lambda call: Recorder(call, queue.SimpleQueue())}
 
     with pytest.raises(RuntimeError, match=f"grpcio {grpc.__version__} is not made as this server expects"):
-        Transport(server, unary, lambda: None, 1, lambda: None, admit=lambda _name, _call: None)
+        Transport(server, unary, entrance_of(unary), together=lambda: None, tick=lambda: None)
 
 
 def test_what_the_transport_is_made_from_is_there() -> None:

@@ -1,23 +1,23 @@
 """AdminService: what the operator of a server asks of it."""
 
-import threading
-
-import grpc
+from collections.abc import Callable
 
 from nablad.v1 import admin_pb2 as pb
-from nablad_server.serving.endpoint import waiting_endpoint
+from nablad_server.serving.call import Call, Handler
+from nablad_server.serving.endpoint import Endpoint
 from nablad_server.serving.gate import Gate
 from nablad_server.serving.reload import Reloader
+from nablad_server.serving.threads import Threads
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 
-MAX_WAITING = 2
-"""So many calls may be under way, each in a thread."""
+THREADS = 2
+"""So many calls may be under way."""
 
 
-def admin_service(*, reloader: Reloader, gate: Gate) -> grpc.GenericRpcHandler:
-    """The service's handlers."""
-    room = threading.Semaphore(MAX_WAITING)
+def methods(*, reloader: Reloader, gate: Gate) -> dict[str, Callable[[Call], Handler]]:
+    """For each RPC, by its full name, what makes a handler for a call."""
+    threads = Threads("nablad-admin", THREADS)
 
     def reload(_: pb.ReloadRequest, seconds: float) -> pb.ReloadResponse:
         report = reloader.reload(seconds)
@@ -29,7 +29,4 @@ def admin_service(*, reloader: Reloader, gate: Gate) -> grpc.GenericRpcHandler:
             nanoseconds=int(report.seconds * 1e9),
         )
 
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "Reload": waiting_endpoint("Reload", pb.ReloadRequest, reload, gate, room),
-    }
-    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+    return {f"/{SERVICE.full_name}/Reload": Endpoint(pb.ReloadRequest, reload, gate, threads)}

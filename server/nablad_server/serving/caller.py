@@ -94,12 +94,16 @@ class Caller:
 
 
 CURRENT: ContextVar[Caller] = ContextVar("caller")
-"""Whose call the running thread of grpc.server works on. Set for each of its calls but health checks."""
+"""Whose call the running thread works on, if it is one of an Endpoint's."""
 
 
 def current() -> Caller:
-    """Whose call the running thread of grpc.server works on."""
+    """Whose call the running thread works on."""
     return CURRENT.get()
+
+
+NOBODY = Caller(key="", roles=frozenset())
+"""Whose a call is before it is known whose it is."""
 
 
 def anonymous(peer: str) -> Caller:

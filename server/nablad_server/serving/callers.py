@@ -1,4 +1,4 @@
-"""Who calls: found out once for each call, at the two entrances of the server."""
+"""Who calls: found out once for each call."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -52,7 +52,7 @@ class Callers:
             Unauthenticated: it is nobody known. The reason is the same whatever is amiss.
         """
         if not self.known:
-            return self._unknown(peer())
+            return self.anybody(peer())
         if self._identities is None:
             name = next(iter(_names(certificate)), "")
             return Caller(key=f"certificate:{name}", identity=name, roles=REMOTE_ROLES, proof=name)
@@ -68,7 +68,8 @@ class Callers:
             raise unauthenticated()
         return found
 
-    def _unknown(self, peer: str) -> Caller:
+    def anybody(self, peer: str) -> Caller:
+        """Whoever calls from an address, without having to say who they are."""
         found = self._anonymous.get(peer)
         if found is None:
             if len(self._anonymous) >= MAX_ANONYMOUS:

@@ -1,8 +1,6 @@
 """CatalogService: what functions there are, how they were used, and what derivatives of theirs cost."""
 
-import threading
-
-import grpc
+from collections.abc import Callable
 
 from nablad.errors import InvalidOption
 from nablad.tensors import NUMBERS
@@ -12,14 +10,16 @@ from nablad_server.derivatives.patterns import Patterns
 from nablad_server.functions.function import Function
 from nablad_server.functions.registry import Registry
 from nablad_server.functions.signature import Dim, TensorSpec
+from nablad_server.serving.call import Call, Handler
 from nablad_server.serving.caller import current
 from nablad_server.serving.decode import Decoder
-from nablad_server.serving.endpoint import endpoint, waiting_endpoint
+from nablad_server.serving.endpoint import Endpoint
 from nablad_server.serving.explain import Explainer
 from nablad_server.serving.gate import Gate
 from nablad_server.serving.sparsity import message
 from nablad_server.serving.sparsity_requests import sparsity_of
 from nablad_server.serving.statistics import Statistics
+from nablad_server.serving.threads import Threads
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 MAX_PAGE = 1000
@@ -29,11 +29,14 @@ ENGINES = {
 }  # fmt: skip
 """The wire's number of each engine."""
 
-MAX_WAITING = 4
-"""So many calls may wait for compilations and patterns, each in a thread."""
+LOOKING_UP, WAITING = 2, 4
+"""Threads that look things up, and those in which compilations and patterns are waited for."""
+
+MAX_ASKED = 1024
+"""So many calls may wait for a thread that looks things up."""
 
 
-def catalog_service(
+def methods(
     *,
     registry: Registry,
     decoder: Decoder,
@@ -41,11 +44,12 @@ def catalog_service(
     statistics: Statistics,
     explainer: Explainer,
     gate: Gate,
-) -> grpc.GenericRpcHandler:
-    """The service's handlers."""
-    room = threading.Semaphore(MAX_WAITING)
+) -> dict[str, Callable[[Call], Handler]]:
+    """For each RPC, by its full name, what makes a handler for a call."""
+    looking_up = Threads("nablad-catalog", LOOKING_UP, waiting=MAX_ASKED)
+    waiting = Threads("nablad-waiting", WAITING)
 
-    def list_functions(request: pb.ListFunctionsRequest) -> pb.ListFunctionsResponse:
+    def list_functions(request: pb.ListFunctionsRequest, _: float) -> pb.ListFunctionsResponse:
         functions = _visible(registry)
         names = [function.name for function in functions]
         start = 0
@@ -62,14 +66,14 @@ def catalog_service(
             next_page_token=names[end] if end < len(names) else "",
         )
 
-    def describe_function(request: pb.DescribeFunctionRequest) -> pb.DescribeFunctionResponse:
+    def describe_function(request: pb.DescribeFunctionRequest, _: float) -> pb.DescribeFunctionResponse:
         return pb.DescribeFunctionResponse(function=describe(registry.get(request.function), documentation=True))
 
     def get_sparsity(request: pb.GetSparsityRequest, seconds: float) -> pb.GetSparsityResponse:
         pattern = sparsity_of(request, decoder, patterns, seconds)
         return pb.GetSparsityResponse(pattern=message(pattern), nanoseconds=int(pattern.seconds * 1e9))
 
-    def get_statistics(request: pb.GetStatisticsRequest) -> pb.GetStatisticsResponse:
+    def get_statistics(request: pb.GetStatisticsRequest, _: float) -> pb.GetStatisticsResponse:
         function = registry.get(request.function).reference if request.function else ""
         found = statistics.messages(function)
         allowed = current().functions
@@ -77,14 +81,14 @@ def catalog_service(
             found = [one for one in found if allowed.permits(one.function)]
         return pb.GetStatisticsResponse(statistics=found)
 
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "ListFunctions": endpoint("ListFunctions", pb.ListFunctionsRequest, list_functions, gate),
-        "DescribeFunction": endpoint("DescribeFunction", pb.DescribeFunctionRequest, describe_function, gate),
-        "GetStatistics": endpoint("GetStatistics", pb.GetStatisticsRequest, get_statistics, gate),
-        "GetSparsity": waiting_endpoint("GetSparsity", pb.GetSparsityRequest, get_sparsity, gate, room),
-        "Explain": waiting_endpoint("Explain", pb.ExplainRequest, explainer.explain, gate, room),
+    found: dict[str, Callable[[Call], Handler]] = {
+        "ListFunctions": Endpoint(pb.ListFunctionsRequest, list_functions, gate, looking_up),
+        "DescribeFunction": Endpoint(pb.DescribeFunctionRequest, describe_function, gate, looking_up),
+        "GetStatistics": Endpoint(pb.GetStatisticsRequest, get_statistics, gate, looking_up),
+        "GetSparsity": Endpoint(pb.GetSparsityRequest, get_sparsity, gate, waiting),
+        "Explain": Endpoint(pb.ExplainRequest, explainer.explain, gate, waiting),
     }
-    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+    return {f"/{SERVICE.full_name}/{name}": make for name, make in found.items()}
 
 
 def _visible(registry: Registry) -> list[Function]:

@@ -5,16 +5,19 @@ from collections.abc import Callable
 from nablad.errors import MalformedRequest, NabladError
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
+from nablad_server.serving.call import Call, Handler
 from nablad_server.serving.decode_rows import ROW_KINDS
 from nablad_server.serving.layout import Part
 from nablad_server.serving.linearize import Linearizations, Linearize
 from nablad_server.serving.pipeline import Pipeline
 from nablad_server.serving.rows import RowStream
 from nablad_server.serving.stream import Window
-from nablad_server.serving.transport import Call, Handler
 from nablad_server.serving.work import KINDS, Desk
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DifferentiationService"]
+
+OPERATORS = frozenset(f"/{SERVICE.full_name}/{name}" for name in KINDS)
+"""The full names of the operators' RPCs, each a unary one."""
 
 STREAMS = frozenset(f"/{SERVICE.full_name}/{name}" for name in (*ROW_KINDS, "Pipeline", "Linearize"))
 """The full names of the RPCs whose calls are streams."""

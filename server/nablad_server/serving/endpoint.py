@@ -1,23 +1,23 @@
-"""What surrounds every RPC of grpc.server: parsing, readiness, and exceptions → statuses.
+"""What surrounds a unary RPC that a thread answers: parsing, readiness, and exceptions → statuses.
 
-Handlers take and give bytes, so that a malformed message is answered by this service, with a reason, instead of by the
-transport as its own internal error.
+The request is here, whole, before it takes a thread: nobody holds one by sending slowly.
 """
 
 import functools
-import threading
+import time
 import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from grpc_status import rpc_status
 
-from nablad.errors import Internal, MalformedRequest, NabladError, ResourceExhausted, to_status
-from nablad_server.serving.caller import current
+from nablad.errors import Internal, MalformedRequest, NabladError, ResourceExhausted
+from nablad_server.serving.call import Call, Handler
+from nablad_server.serving.caller import CURRENT
 from nablad_server.serving.gate import Gate
+from nablad_server.serving.limits import OWNER
+from nablad_server.serving.threads import Threads
 
 MAX_SECONDS = 600.0
 """So long a call without a deadline may hold its thread."""
@@ -27,60 +27,86 @@ _Request = TypeVar("_Request", bound=Message)
 log = structlog.get_logger("nablad")
 
 
-def endpoint(
-    name: str, request_type: type[_Request], respond: Callable[[_Request], Message], gate: Gate
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """A unary RPC's handler.
+class Endpoint(Generic[_Request]):
+    """A unary RPC."""
 
-    `respond` computes the response or raises a NabladError, which becomes the call's status; any other exception is a
-    defect of this server.
-    """
-    return _handler(name, request_type, lambda request, _: respond(request), gate)
+    def __init__(
+        self,
+        request_type: type[_Request],
+        respond: Callable[[_Request, float], Message],
+        gate: Gate,
+        threads: Threads,
+    ) -> None:
+        """`respond` is called in one of the threads, with the request and the seconds that are left for it.
 
+        It computes the response or raises a NabladError, which becomes the call's status; any other exception is a
+        defect of this server. It learns from `caller.current` and `limits.OWNER` whose call it is.
+        """
+        self._request_type = request_type
+        self._respond = respond
+        self._gate = gate
+        self._threads = threads
 
-def waiting_endpoint(
-    name: str,
-    request_type: type[_Request],
-    respond: Callable[[_Request, float], Message],
-    gate: Gate,
-    room: threading.Semaphore,
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """As `endpoint`, for what has to be waited for; `respond` is also told for how many seconds the answer is wanted.
+    def __call__(self, call: Call) -> Handler:
+        """The handler of one call."""
+        return _Answered(self, call)
 
-    Whoever waits holds a thread: only as many may as there is room for, so that health checks find one.
-    """
+    def take(self, call: Call, message: bytes) -> None:
+        """Has a request answered; in the transport's thread."""
+        refused = self._gate.enter()
+        if refused is None and not self._threads.run(functools.partial(self._answer, call, message)):
+            self._gate.leave()
+            name = call.method.rpartition("/")[2]
+            refused = ResourceExhausted(
+                f"too many calls of {name} and its like are under way already; retry later", retry_after=1.0
+            )
+        if refused is not None:
+            call.end(refused)
 
-    def respond_or_refuse(request: _Request, seconds: float) -> Message:
-        if not room.acquire(blocking=False):
-            raise ResourceExhausted(f"too many calls of {name} and its like wait already; retry later", retry_after=1.0)
+    def _answer(self, call: Call, message: bytes) -> None:
+        CURRENT.set(call.caller)
+        OWNER.set(call.account.owner)
         try:
-            return respond(request, seconds)
+            response = self._response(call, message)
+        except Exception as error:
+            call.end(reported(call.method.rpartition("/")[2], error))
+        else:
+            call.answer(response)
         finally:
-            room.release()
+            self._gate.leave()
 
-    return _handler(name, request_type, respond_or_refuse, gate)
+    def _response(self, call: Call, message: bytes) -> bytes:
+        request = parsed(self._request_type, message)
+        seconds = min(MAX_SECONDS, call.deadline - time.monotonic())
+        work = functools.partial(self._respond, request, seconds)
+        allowed = call.caller.functions
+        return (work() if allowed is None else allowed.only(request, work)).SerializeToString()
 
 
-def _handler(
-    name: str, request_type: type[_Request], respond: Callable[[_Request, float], Message], gate: Gate
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    def behave(data: bytes, context: grpc.ServicerContext) -> bytes:
-        failed = gate.enter()
-        if failed is None:
-            try:
-                seconds = context.time_remaining()
-                request = parsed(request_type, data)
-                allowed = current().functions
-                work = functools.partial(respond, request, MAX_SECONDS if seconds is None else seconds)
-                return (work() if allowed is None else allowed.only(request, work)).SerializeToString()
-            except Exception as error:
-                failed = reported(name, error)
-            finally:
-                gate.leave()
-        context.abort_with_status(rpc_status.to_status(to_status(failed)))
-        raise AssertionError("abort_with_status raises")
+class _Answered:
+    """One call of an Endpoint."""
 
-    return grpc.unary_unary_rpc_method_handler(behave)
+    __slots__ = ("_call", "_endpoint")
+
+    def __init__(self, endpoint: Endpoint[_Request], call: Call) -> None:
+        self._endpoint = endpoint
+        self._call = call
+
+    def received(self, message: bytes | None) -> None:
+        """The request has come."""
+        if message is None:
+            self._call.end(MalformedRequest("the call ended without a request"))
+        else:
+            self._endpoint.take(self._call, message)
+
+    def sent(self) -> None:
+        """Nothing follows the response."""
+
+    def closed(self) -> None:
+        """Whoever waits for something in its thread waits no longer than the call's deadline."""
+
+    def dismiss(self, error: NabladError) -> None:
+        """It will be answered, or its caller has been told."""
 
 
 def parsed(request_type: type[_Request], data: bytes) -> _Request:

@@ -1,25 +1,15 @@
-"""The standard health service (grpc.health.v1): what the server says of itself, when asked and whenever it changes.
-
-The package grpcio-health-checking has one, too. It sends while it holds the lock that the end of a watch needs, and
-the one thread that sends learns of ends: a watch that ended while another began stopped every RPC of grpc.server for
-good.
-"""
+"""The standard health service (grpc.health.v1): what the server says of itself, when asked and whenever it changes."""
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2 as pb
-from grpc_status import rpc_status
 
-from nablad.errors import NabladError, to_status
+from nablad.errors import MalformedRequest, NabladError, NotFound
+from nablad_server.serving.call import Call, Handler
 from nablad_server.serving.endpoint import parsed
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Health"]
-
-Send = Callable[["bytes | None"], Any]
-"""Sends a message and returns when it is sent; None ends the call."""
 
 
 class Health:
@@ -43,70 +33,107 @@ class Health:
         with self._lock:
             return self._statuses.get(service)
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's handlers, which take and give bytes."""
-        # It takes what sends as a third argument, and holds no thread while nothing changes.
-        watch: Any = lambda data, context, send: self._watch(data, context, send)  # noqa: PLW0108
-        watch.experimental_non_blocking = True
-        watch.experimental_thread_pool = None
-        return grpc.method_handlers_generic_handler(
-            SERVICE.full_name,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(self._check),
-                "Watch": grpc.unary_stream_rpc_method_handler(watch),
-            },
-        )
+    def methods(self) -> dict[str, Callable[[Call], Handler]]:
+        """For each RPC, by its full name, what makes a handler for a call."""
+        return {
+            f"/{SERVICE.full_name}/Check": lambda call: _Check(self, call),
+            f"/{SERVICE.full_name}/Watch": lambda call: _Watch(self, call),
+        }
 
-    def _check(self, data: bytes, context: grpc.ServicerContext) -> bytes:
-        status = self.status(_service(data, context))
-        if status is None:
-            context.set_code(grpc.StatusCode.NOT_FOUND)
-            return b""
-        return _response(status)
-
-    def _watch(self, data: bytes, context: grpc.ServicerContext, send: Send) -> None:
-        watch = _Watch(self, _service(data, context), send)
+    def add(self, watch: "_Watch") -> None:
+        """Has a watch told of changes from now on."""
         with self._lock:
             self._watches.add(watch)
 
-        def ended() -> None:
-            with self._lock:
-                self._watches.discard(watch)
-            send(None)
+    def discard(self, watch: "_Watch") -> None:
+        """A watch is over."""
+        with self._lock:
+            self._watches.discard(watch)
 
-        if context.add_callback(ended):
-            watch.tell()
+
+class _Check:
+    """One call of Check."""
+
+    def __init__(self, health: Health, call: Call) -> None:
+        self._health = health
+        self._call = call
+
+    def received(self, message: bytes | None) -> None:
+        """The request has come."""
+        try:
+            service = _service(message)
+            status = self._health.status(service)
+            if status is None:
+                raise NotFound(f"there is no service {service[:100]!r}; '' asks for the server as a whole")
+        except NabladError as error:
+            self._call.end(error)
         else:
-            ended()  # it is over already
+            self._call.answer(_response(status))
+
+    def sent(self) -> None:
+        """Nothing follows the response."""
+
+    def closed(self) -> None:
+        """It held nothing."""
+
+    def dismiss(self, error: NabladError) -> None:
+        """It is answered already."""
 
 
 class _Watch:
-    """One call of Watch."""
+    """One call of Watch: one status is on its way at a time, and what changes meanwhile is seen after it."""
 
-    def __init__(self, health: Health, service: str, send: Send) -> None:
-        self.service = service
+    def __init__(self, health: Health, call: Call) -> None:
+        self.service = ""
         self._health = health
-        self._send = send
-        self._lock = threading.Lock()  # statuses in their order
+        self._call = call
+        self._lock = threading.Lock()
+        self._sending = False
         self._told: int | None = None
+        self._over = False
+
+    def received(self, message: bytes | None) -> None:
+        """The request has come."""
+        try:
+            self.service = _service(message)
+        except NabladError as error:
+            self._call.end(error)
+            return
+        if not self._over:
+            self._health.add(self)
+            self.tell()
 
     def tell(self) -> None:
-        """Sends the status, unless it was the last one sent."""
+        """Sends the status, unless it was the last one sent. From any thread."""
         with self._lock:
             status = self._health.status(self.service)
             known = pb.HealthCheckResponse.SERVICE_UNKNOWN if status is None else status
-            if known != self._told:
-                self._told = known
-                self._send(_response(known))
+            if self._sending or known == self._told:
+                return
+            self._told, self._sending = known, True
+        self._call.send(_response(known))
+
+    def sent(self) -> None:
+        """The status sent last was taken."""
+        with self._lock:
+            self._sending = False
+        self.tell()
+
+    def closed(self) -> None:
+        """Nobody watches any more."""
+        self._over = True
+        self._health.discard(self)
+
+    def dismiss(self, error: NabladError) -> None:
+        """The server stops."""
+        self._call.end(error)
 
 
-def _service(data: bytes, context: grpc.ServicerContext) -> str:
-    """The service that a request is about. Ends the call if the bytes are no request."""
-    try:
-        return str(parsed(pb.HealthCheckRequest, data).service)
-    except NabladError as error:
-        context.abort_with_status(rpc_status.to_status(to_status(error)))
-        raise AssertionError("abort_with_status raises") from None
+def _service(message: bytes | None) -> str:
+    """The service that a request is about. Raises MalformedRequest if the bytes are no request, or there are none."""
+    if message is None:
+        raise MalformedRequest("the call ended without a request")
+    return str(parsed(pb.HealthCheckRequest, message).service)
 
 
 def _response(status: int) -> bytes:

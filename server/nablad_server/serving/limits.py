@@ -16,7 +16,7 @@ MAX_ACCOUNTS = 4096
 """With more callers known than this, those that have nothing open and could be refused nothing are forgotten."""
 
 OWNER: ContextVar[Owner] = ContextVar("owner", default=NOBODY)
-"""In whose name the thread of a call of grpc.server works."""
+"""In whose name the running thread works, if it is one of an Endpoint's."""
 
 RETRY_SECONDS = 0.1
 """Those who have too many calls open are told to wait for so long: others of theirs will have ended."""

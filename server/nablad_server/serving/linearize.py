@@ -24,12 +24,12 @@ from nablad.v1 import function_pb2
 from nablad_server.batching.ticket import Outcome
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points
+from nablad_server.serving.call import Call
 from nablad_server.serving.caller import denied
 from nablad_server.serving.decode_products import Opened, Products
 from nablad_server.serving.layout_products import ProductLayout
 from nablad_server.serving.linearizer import Kept, Linearizer
 from nablad_server.serving.stream import ID_TAG, Stream, Window
-from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
 
 NAME = "Linearize"

@@ -1,33 +1,51 @@
-"""The standard reflection service, with malformed requests answered as such.
+"""The standard reflection service, for tools such as grpcurl."""
 
-As grpcio-reflection registers it, grpc.server parses the requests and reports a malformed one as an internal error.
-"""
+from collections.abc import Callable, Sequence
 
-from collections.abc import Iterator, Sequence
-
-import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_status import rpc_status
 
-from nablad.errors import NabladError, to_status
+from nablad.errors import NabladError
+from nablad_server.serving.call import Call, Handler
 from nablad_server.serving.endpoint import parsed
 
 SERVICE_NAME: str = reflection.SERVICE_NAME
 
+METHOD = f"/{SERVICE_NAME}/ServerReflectionInfo"
 
-def reflection_service(names: Sequence[str]) -> grpc.GenericRpcHandler:
-    """The service's handlers. `names` are the full names of the services that it lists."""
+
+def methods(names: Sequence[str]) -> dict[str, Callable[[Call], Handler]]:
+    """For its RPC, by its full name, what makes a handler for a call. `names` are the services that it lists."""
     servicer = reflection.ReflectionServicer(names)
+    return {METHOD: lambda call: _Reflection(servicer, call)}
 
-    def info(frames: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+
+class _Reflection:
+    """One stream: each request is answered before the next one is read."""
+
+    def __init__(self, servicer: reflection.ReflectionServicer, call: Call) -> None:
+        self._servicer = servicer
+        self._call = call
+
+    def received(self, message: bytes | None) -> None:
+        """A request has come, or the client has sent all."""
+        if message is None:
+            self._call.end()
+            return
         try:
-            requests = (parsed(reflection_pb2.ServerReflectionRequest, frame) for frame in frames)
-            for response in servicer.ServerReflectionInfo(requests, context):
-                yield response.SerializeToString()
+            request = parsed(reflection_pb2.ServerReflectionRequest, message)
         except NabladError as error:
-            context.abort_with_status(rpc_status.to_status(to_status(error)))
+            self._call.end(error)
+            return
+        for response in self._servicer.ServerReflectionInfo(iter([request]), None):
+            self._call.send(response.SerializeToString())
 
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(info)
-    }
-    return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+    def sent(self) -> None:
+        """The answer was taken."""
+        self._call.receive()
+
+    def closed(self) -> None:
+        """It held nothing."""
+
+    def dismiss(self, error: NabladError) -> None:
+        """The server stops, or the caller may not read the catalogue any more."""
+        self._call.end(error)

@@ -13,11 +13,11 @@ from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Outcome, Ticket
 from nablad_server.derivatives.query import Query
 from nablad_server.derivatives.runner import Points, Results
+from nablad_server.serving.call import Call
 from nablad_server.serving.decode import Decoder
 from nablad_server.serving.decode_rows import ROW_KINDS, RowPlan
 from nablad_server.serving.endpoint import parsed
 from nablad_server.serving.layout import elements, non_finite
-from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
 
 HEADER = pb.StreamHessianResponse.DESCRIPTOR.fields_by_name["header"].number

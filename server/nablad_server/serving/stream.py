@@ -13,8 +13,8 @@ from nablad.errors import MalformedRequest, NabladError, to_wire
 from nablad.framing import VARINT, Field, fields, prefix, tag, varint
 from nablad.v1 import differentiation_pb2 as pb
 from nablad_server.batching.ticket import Ticket
+from nablad_server.serving.call import Call
 from nablad_server.serving.layout import Part
-from nablad_server.serving.transport import Call
 from nablad_server.serving.work import Desk
 
 TURN_SECONDS = 3e-3

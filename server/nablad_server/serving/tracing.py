@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each call of DifferentiationService, with spans for where its time went.
+"""OpenTelemetry: a span for each call, and for an operator's with spans for where its time went.
 
 Imported only where tracing is asked for: it needs the extra `otel`, and a call that is not traced costs nothing for it.
 """
@@ -16,8 +16,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from nablad.errors import NabladError
 from nablad_server.batching.ticket import Outcome
-from nablad_server.serving.differentiation import SERVICE, STREAMS, Unary
-from nablad_server.serving.transport import Call, Handler
+from nablad_server.serving.call import Call, Handler
+from nablad_server.serving.differentiation import OPERATORS, Unary
 from nablad_server.serving.work import Desk
 
 _CARRIED = ("traceparent", "tracestate")
@@ -50,23 +50,24 @@ def traced(
     """The same methods, with a span for each call."""
     tracer = provider.get_tracer("nablad_server", version("nablad"))
 
-    def stream(name: str, make: Callable[[Call], Handler]) -> Callable[[Call], Handler]:
-        return lambda call: _TracedStream(make(call), _begin(tracer, name, call))
+    def whole(name: str, make: Callable[[Call], Handler]) -> Callable[[Call], Handler]:
+        return lambda call: _Traced(make(call), call, _begin(tracer, name, call))
 
     def unary(name: str) -> Callable[[Call], Handler]:
         return lambda call: _TracedUnary(name.rpartition("/")[2], call, desk, tracer, _begin(tracer, name, call))
 
-    return {name: stream(name, make) if name in STREAMS else unary(name) for name, make in methods.items()}
+    return {name: unary(name) if name in OPERATORS else whole(name, make) for name, make in methods.items()}
 
 
 def _begin(tracer: Any, name: str, call: Call) -> Any:
     """The span of a call, which is a child of the caller's if that is told."""
     carrier = {key: value for key, value in call.metadata if key in _CARRIED and isinstance(value, str)}
+    _, service, method = name.split("/")
     return tracer.start_span(
         name.removeprefix("/"),
         context=TraceContextTextMapPropagator().extract(carrier),
         kind=trace.SpanKind.SERVER,
-        attributes={"rpc.system": "grpc", "rpc.service": SERVICE.full_name, "rpc.method": name.rpartition("/")[2]},
+        attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
     )
 
 
@@ -135,13 +136,14 @@ class _TracedUnary(Unary):
             self._span.set_attribute("nablad.points", self._ticket.points)
 
 
-class _TracedStream:
-    """A stream with a span, from its beginning to its end."""
+class _Traced:
+    """A call with a span from its beginning to its end."""
 
-    __slots__ = ("_handler", "_span")
+    __slots__ = ("_call", "_handler", "_span")
 
-    def __init__(self, handler: Handler, span: Any) -> None:
+    def __init__(self, handler: Handler, call: Call, span: Any) -> None:
         self._handler = handler
+        self._call = call
         self._span = span
 
     def received(self, message: bytes | None) -> None:
@@ -155,9 +157,12 @@ class _TracedStream:
     def closed(self) -> None:
         """The call is over."""
         self._handler.closed()
+        if self._call.failure is not None:
+            _fail(self._span, self._call.failure)
+        elif self._call.ended:
+            self._span.set_attribute("rpc.grpc.status_code", 0)
         self._span.end()
 
     def dismiss(self, error: NabladError) -> None:
         """The server stops."""
-        _fail(self._span, error)
         self._handler.dismiss(error)

@@ -13,19 +13,17 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
-from grpc_status import rpc_status
 
-from nablad.errors import DeadlineExceeded, Internal, NabladError, ResourceExhausted, to_status
-from nablad_server.serving.caller import Caller
-from nablad_server.serving.limits import Account
-
-DAY = 86400.0
+from nablad.errors import DeadlineExceeded, NabladError
+from nablad_server.serving.call import Call, Handler, Refused
+from nablad_server.serving.entrance import Entrance
+from nablad_server.serving.refusals import Refusals
 
 WAIT_SECONDS = 1e-3
 """So long what has arrived waits for a message that is announced but not here: once, and then no more for that one."""
@@ -38,158 +36,7 @@ ACCEPTED = 64
 
 TICK_SECONDS = 1.0
 
-REFUSAL_SECONDS = 0.2
-"""A refusal is sent only after so long: it costs no less than a light call, so that whoever asks again at once, and is
-refused again, would take the thread from the others."""
-
-LARGE_BYTES = 64 << 10
-"""Responses from this size on are counted until they are taken. Smaller ones are bounded by the number of calls."""
-
-REFUSED_TOGETHER = 4
-"""So many refusals are sent between two looks at the queue: those that came together must not leave so."""
-
-MAX_HELD = 1024
-"""At most so many refusals wait to be sent; the others are sent at once."""
-
 log = structlog.get_logger("nablad")
-
-
-class Handler(Protocol):
-    """What becomes of one call. Its methods are called in the transport's thread."""
-
-    def received(self, message: bytes | None) -> None:
-        """A message has come; None: there will be no more."""
-
-    def sent(self) -> None:
-        """The message sent last has been taken by the transport; another one may be sent."""
-
-    def closed(self) -> None:
-        """The call is over: answered, cancelled by the caller, past its deadline, or broken."""
-
-    def dismiss(self, error: NabladError) -> None:
-        """The server stops: a call that would go on for ever is to be ended with this error. From any thread."""
-
-
-class Call:
-    """One call. Its methods can be used from any thread.
-
-    Attributes:
-        account: its caller's.
-        caller: whose call it is, and what they may do now.
-        metadata: what came with the call.
-        counted: whether it was let in, and counts there as open.
-        stream: whether it counts there as a stream.
-        deadline: on time.monotonic's clock; infinite if it has none.
-        ended: whether it was ended here, and not by the caller.
-        failure: the error that it was ended with, if it was.
-        handler: what its events go to.
-    """
-
-    __slots__ = (
-        "_begun", "_call", "_transport", "account", "caller", "counted", "deadline", "ended", "failure", "handler",
-        "metadata", "stream",
-    )  # fmt: skip
-
-    def __init__(self, transport: "Transport", event: Any) -> None:
-        self._transport = transport
-        self._call = event.call
-        remaining = event.call_details.deadline - time.time()
-        # One too far off to count with is none.
-        self.deadline = time.monotonic() + remaining if remaining < DAY else float("inf")
-        self._begun = False
-        self.ended = False
-        self.failure: NabladError | None = None
-        self.metadata: Sequence[tuple[str, str | bytes]] = event.invocation_metadata
-        self.account: Account
-        self.caller: Caller
-        self.counted = False
-        self.stream = False
-        self.handler: Handler
-
-    @property
-    def peer(self) -> str:
-        """The connection that it came over: the caller's address."""
-        found: str | bytes = self._call.peer()
-        return found.decode() if isinstance(found, bytes) else found
-
-    def certificate(self) -> Mapping[Any, Any] | None:
-        """What TLS knows of the other end, such as the names in its certificate; None without TLS."""
-        known: Mapping[Any, Any] | None = cygrpc.auth_context(self._call)
-        return known
-
-    def begin(self, handler: Handler) -> None:
-        """Says where the call's events go, and receives the first message."""
-        self.handler = handler
-        self.receive()
-
-    def watch(self) -> None:
-        """Has `closed` called when the call is over."""
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_closed)
-
-    def later(self, work: Callable[[], None]) -> None:
-        """Has something done in the transport's thread, in which this is called, once others have had their turn."""
-        self._transport.later(work)
-
-    def receive(self) -> None:
-        """Asks for the next message: `received` will be called once."""
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_received)
-
-    def send(self, message: bytes) -> None:
-        """Sends a message; `sent` will be called once, and no other may be sent before."""
-        operation = cygrpc.SendMessageOperation(message, 0)
-        self._call.start_server_batch((*self._beginning(), operation), self._on_sent)
-
-    def answer(self, message: bytes) -> None:
-        """Sends the only message, and ends the call with OK."""
-        self.ended = True
-        taken = self._unread(len(message)) if len(message) >= LARGE_BYTES else _ignore
-        self._call.start_server_batch(
-            (
-                cygrpc.SendInitialMetadataOperation(None, 0),
-                cygrpc.SendMessageOperation(message, 0),
-                cygrpc.SendStatusFromServerOperation(None, 0, b"", 0),
-            ),
-            taken,
-        )
-
-    def _unread(self, size: int) -> Callable[[Any], None]:
-        """Counts bytes until the caller has taken them; what is to be called then."""
-        account = self.account
-        account.unread_by(size)
-        return lambda _: account.unread_by(-size)
-
-    def end(self, error: NabladError | None = None) -> None:
-        """Ends the call, with OK or with the status that the error stands for."""
-        self.ended, self.failure = True, error
-        if error is None:
-            status = cygrpc.SendStatusFromServerOperation(None, 0, b"", 0)
-        else:
-            rich = rpc_status.to_status(to_status(error))
-            code: int = error.code.value[0]
-            status = cygrpc.SendStatusFromServerOperation(rich.trailing_metadata, code, rich.details, 0)
-        self._call.start_server_batch((*self._beginning(), status), _ignore)
-
-    def _beginning(self) -> tuple[Any, ...]:
-        if self._begun:
-            return ()
-        self._begun = True
-        return (cygrpc.SendInitialMetadataOperation(None, 0),)
-
-    def _on_received(self, event: Any) -> None:
-        self._transport.came(self)
-        try:
-            self.handler.received(event.batch_operations[0].message())
-        except Exception:  # nobody else would answer
-            log.exception("internal error", rpc="transport")
-            self.end(Internal("a defect of the server ended this call"))
-
-    def _on_sent(self, event: Any) -> None:
-        if event.success:
-            self.handler.sent()
-
-    def _on_closed(self, _: Any) -> None:
-        self._transport.ended(self)
-        self.handler.closed()
 
 
 class Transport:
@@ -199,11 +46,10 @@ class Transport:
         self,
         server: grpc.Server,
         methods: Mapping[str, Callable[[Call], Handler]],
-        together: Callable[[], None],
-        max_calls: int,
-        tick: Callable[[], None],
+        entrance: Entrance,
         *,
-        admit: Callable[[str, Call], NabladError | None],
+        together: Callable[[], None],
+        tick: Callable[[], None],
         unfinished_seconds: float = 60.0,
     ) -> None:
         """Prepares a server that has not been started.
@@ -211,11 +57,9 @@ class Transport:
         Args:
             server: what grpc.server gave.
             methods: for each full name, `/package.Service/Method`, what makes a handler for a call.
+            entrance: what every call passes before there is a handler for it, and when it is over.
             together: called when what has arrived has been received: it is to be dealt with together.
-            max_calls: so many calls may be open at once; more are refused.
             tick: called in the thread about once a second.
-            admit: sets `caller`, `account` and `stream` of a call of a method, and has it counted; or says why it is
-                refused.
             unfinished_seconds: a call, no stream, whose request has not come whole after so long is ended.
 
         Raises:
@@ -233,18 +77,16 @@ class Transport:
             ) from error
         self._methods = methods
         self._together = together
-        self._max_calls = max_calls
+        self._entrance = entrance
         self._tick = tick
-        self._admit = admit
         self._unfinished_seconds = unfinished_seconds
         self._late: dict[Call, float] = {}  # calls whose first message has not come for long; since when
         self._later: deque[Callable[[], None]] = deque()
-        self._held: deque[tuple[float, Call, NabladError]] = deque()  # refusals, and when each is to be sent
+        self._refusals = Refusals()
         self._open: set[Call] = set()
         self._expected = 0  # calls asked for and not yet come
         self._awaited: dict[Call, float] = {}  # calls that have come, and whose first message is about to; since when
-        # Calls that have come, by method: what need not be done for them before they are answered is still to be done.
-        self._new: list[tuple[str, Call]] = []
+        self._new: list[Call] = []  # what need not be done for them before they are answered is still to be done
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="nablad-transport", daemon=True)
 
@@ -260,17 +102,12 @@ class Transport:
         for call in list(self._open):
             call.handler.dismiss(error)
 
-    def renew(self, renewed: Callable[[Caller], Caller | NabladError]) -> None:
-        """Has open calls know what their callers may do now, and ends streams of those that may not have them any more.
-
-        In the transport's thread.
-        """
+    def renew(self) -> None:
+        """Ends streams of those who may not have them any more. In this thread."""
         for call in [call for call in self._open if call.counted]:
-            caller = renewed(call.caller)
-            if isinstance(caller, NabladError):
-                call.handler.dismiss(caller)
-            else:
-                call.caller = caller
+            refused = self._entrance.renew(call)
+            if refused is not None:
+                call.handler.dismiss(refused)
 
     def stop(self, timeout: float) -> bool:
         """Ends the thread, once the server has been told to stop; False if calls are still open after `timeout`."""
@@ -293,9 +130,7 @@ class Transport:
         self._late.pop(call, None)
         self._open.discard(call)
         call.metadata = ()  # call and handler know each other: what is large is let go of now
-        if call.counted:
-            call.counted = False
-            call.account.leave(stream=call.stream)
+        self._entrance.left(call)
 
     def _accept(self, name: str) -> None:
         self._core.request_registered_call(
@@ -307,22 +142,14 @@ class Transport:
         self._expected -= 1
         if not event.success:  # the server stops
             return
-        call = Call(self, event)
-        self._new.append((name, call))
+        call = Call(self, name, event)
+        self._new.append(call)
         self._open.add(call)
-        if len(self._open) > self._max_calls:
-            call.handler = _Refused()
-            call.end(ResourceExhausted(f"{self._max_calls} calls are open already; retry later", retry_after=1.0))
-            return
-        refused = self._admit(name, call)
+        refused = self._entrance.admit(call)
         if refused is not None:
-            call.handler = _Refused()
-            if len(self._held) < MAX_HELD:
-                self._held.append((time.monotonic() + REFUSAL_SECONDS, call, refused))
-            else:
-                call.end(refused)
+            call.handler = Refused()
+            self._refusals.hold(call, refused)
             return
-        call.counted = True
         self._awaited[call] = time.time()
         call.begin(self._methods[name](call))
 
@@ -334,11 +161,11 @@ class Transport:
             log.exception("internal error", rpc="transport")
         if self._new:
             new, self._new = self._new, []
-            for name, call in new:
+            for call in new:
                 call.watch()
                 if not self._stopping:
                     with contextlib.suppress(ValueError):  # the server has been stopped meanwhile
-                        self._accept(name)
+                        self._accept(call.method)
         if self._later:
             self._go_on()
 
@@ -348,7 +175,7 @@ class Transport:
             return 0.0
         if gathered:
             return WAIT_SECONDS
-        return max(0.0, self._held[0][0] - time.monotonic()) if self._held else TICK_SECONDS
+        return self._refusals.patience() if self._refusals else TICK_SECONDS
 
     def _go_on(self) -> None:
         """Goes on with one piece of work that was left for later."""
@@ -357,15 +184,6 @@ class Transport:
         except Exception:  # a defect must not end the only thread that serves
             log.exception("internal error", rpc="transport")
 
-    def _send_held(self) -> None:
-        """Sends some of the refusals that have waited long enough."""
-        now = time.monotonic()
-        for _ in range(REFUSED_TOGETHER):
-            if not self._held or (self._held[0][0] > now and not self._stopping):
-                return
-            _, call, refused = self._held.popleft()
-            call.end(refused)
-
     def _look(self) -> None:
         now = time.time()
         while self._late:
@@ -373,7 +191,7 @@ class Transport:
             if now - since < self._unfinished_seconds:
                 break
             del self._late[call]
-            call.handler = _Refused()
+            call.handler = Refused()
             call.end(DeadlineExceeded(f"the request had not arrived whole after {self._unfinished_seconds:g} s"))
         try:
             self._tick()
@@ -403,8 +221,8 @@ class Transport:
             if gathered and (gathered >= TOGETHER or not self._waits()):
                 self._deal()
                 gathered = 0
-            if self._held:
-                self._send_held()
+            if self._refusals:
+                self._refusals.send(all_=self._stopping)
             event = poll(time.time() + self._patience(gathered))
             tag = event.tag
             if tag is None and self._later:
@@ -423,23 +241,3 @@ class Transport:
             gathered += 1
             event = tag = None  # a call that is over is let go of before the wait
         self._queue.shutdown()
-
-
-class _Refused:
-    """The handler of a call that was not taken on."""
-
-    def received(self, message: bytes | None) -> None:
-        """Nothing is expected."""
-
-    def sent(self) -> None:
-        """Nothing is sent."""
-
-    def closed(self) -> None:
-        """As it should be."""
-
-    def dismiss(self, error: NabladError) -> None:
-        """It is ended already."""
-
-
-def _ignore(_: Any) -> None:
-    """The end of a call is told by `closed`."""

@@ -1,4 +1,4 @@
-"""Waiting, in a thread of grpc.server, for work that the batcher does with everybody else's."""
+"""Waiting, in an Endpoint's thread, for work that the batcher does with everybody else's."""
 
 import queue
 import time
