@@ -1,9 +1,6 @@
 """The composition root: builds the parts, starts them in order, and takes them down in the reverse order."""
 
 import gc
-import os
-import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -55,6 +52,7 @@ from nablad_server.serving.transport import Transport
 from nablad_server.serving.warmup import warm_up
 from nablad_server.serving.watched import Watched
 from nablad_server.serving.work import KINDS, Desk
+from nablad_server.signals import ENDING, RELOADING, caught
 
 SERVICES = tuple(part.SERVICE.full_name for part in (differentiation, diagnostics, catalog, admin))
 
@@ -229,28 +227,13 @@ class App:
 
         The drain is bounded, so that further SIGTERMs change nothing; a second SIGINT ends the process at once.
         """
-        signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # unlike an Event's, its put may interrupt itself
-        ending = False
-
-        def on_signal(number: int, _: object) -> None:
-            nonlocal ending
-            if ending and number == signal.SIGINT:
-                os._exit(128 + number)
-            ending = True
-            # One is enough. A handler would see the others too, perhaps faster than it returns, and would be taken away
-            # when the interpreter ends: a late SIGTERM would then be this process's exit status.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signals.put(number)
-
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda number, _: signals.put(number))
-        self.start()
-        while signals.get() == getattr(signal, "SIGHUP", None):
-            # In a thread of its own: a drain does not wait for a reload.
-            threading.Thread(target=self._reload, name="nablad-reload", daemon=True).start()
-        self.stop()
+        with caught() as next_signals:
+            self.start()
+            while not (signals := next_signals()) & ENDING:
+                if signals & RELOADING:
+                    # In a thread of its own: a drain does not wait for a reload.
+                    threading.Thread(target=self._reload, name="nablad-reload", daemon=True).start()
+            self.stop()
 
     def _reload(self) -> None:
         try:

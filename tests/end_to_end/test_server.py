@@ -1,6 +1,8 @@
 """A server process as its operators and callers see it: life cycle, limits, deadlines, and functions that misbehave."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +227,35 @@ def test_sigterm_answers_all_that_is_in_flight_and_exits_0(scratch: Path) -> Non
         assert process.stop() == 0
         assert process.log[-1]["event"] == "stopped"
         assert process.errors() == []
+
+
+ANOTHER_THREAD = """
+import os, pathlib, signal, threading
+from nablad_server import app, config
+
+state = pathlib.Path(f"/proc/self/task/{os.getpid()}/stat")
+
+def tell():
+    asleep = 0
+    while asleep < 1000:  # until the main thread waits
+        asleep = asleep + 1 if state.read_text().rpartition(")")[2].split()[0] == "S" else 0
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+class Signalled(app.App):
+    def start(self):
+        super().start()
+        threading.Thread(target=tell, daemon=True).start()
+
+Signalled(config.Settings(address="127.0.0.1:0", compile_cache=None, drain_pause_seconds=0)).serve_until_signalled()
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="looks at the threads of a process as Linux shows them"
+)
+def test_a_signal_that_another_thread_gets_ends_the_server_too() -> None:
+    # The kernel may give a process's signal to any of its threads; a wait for a lock would go on for ever.
+    subprocess.run([sys.executable, "-c", ANOTHER_THREAD], check=True, timeout=60, capture_output=True)
 
 
 def test_what_comes_too_late_is_sent_elsewhere_while_what_is_inside_finishes(scratch: Path) -> None:

@@ -1,4 +1,4 @@
-"""One call on the fast transport, and what its events go to."""
+"""One call on the transport, and what its events go to."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""DifferentiationService on the fast transport: a unary call for each operator, and the streams."""
+"""DifferentiationService: a unary call for each operator, and the streams."""
 
 from collections.abc import Callable
 

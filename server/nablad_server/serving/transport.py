@@ -1,9 +1,9 @@
-"""The transport of the calls that must be fast: one thread, on a completion queue of its own.
+"""The transport: one thread, on a completion queue of its own, to which every call comes.
 
-grpc.server hands every call to a thread of a pool and back, twice; on the way a light derivative waits longer for
-threads than for its computation. So the server's other services stay with grpc.server, and these calls come to a thread
-here that takes whatever has arrived, hands it on together, and sends what is answered at once: no call changes threads.
-What is not answered at once holds no thread.
+grpc.server hands each call to a thread of a pool and back, twice; on the way a light derivative waits longer for
+threads than for its computation, and a request that comes slowly holds a thread. This one takes whatever has arrived,
+hands it on together, and sends what is answered at once: such a call changes no threads. What is not answered at once
+holds none, or one of `threads`. The server's ports, TLS and connections are grpc.server's.
 
 This uses the same layer of grpcio that grpc.server is made from. It is not public: `Transport` says so by name if it is
 not as expected, and tests/serving/test_transport.py walks through all of it.
@@ -40,7 +40,7 @@ log = structlog.get_logger("nablad")
 
 
 class Transport:
-    """Serves some methods of a grpc.Server in one thread."""
+    """Serves the methods of a grpc.Server in one thread."""
 
     def __init__(
         self,
