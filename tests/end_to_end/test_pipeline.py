@@ -104,7 +104,7 @@ def test_all_operators_in_one_message(channel: grpc.Channel) -> None:
     assert set(answers) == set(identities.values())
     for name, (_, numbers, expected) in OPERATIONS.items():
         answer = answers[identities[name]]
-        assert answer.WhichOneof("response") == name
+        assert answer.WhichOneof("response") == name, answer
         for found, want in zip(numbers(getattr(answer, name)), expected, strict=True):
             np.testing.assert_allclose(found, want, rtol=1e-14)
     assert stream.call.code() is grpc.StatusCode.OK
