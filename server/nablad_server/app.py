@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 from nablad.errors import Draining
 from nablad_server.batching.batcher import Batcher
 from nablad_server.batching.policy import Policy
+from nablad_server.batching.ticket import NOBODY
 from nablad_server.config import MACHINE, Settings, parse_warm
 from nablad_server.derivatives import device
 from nablad_server.derivatives.cache import ProgramCache
@@ -109,8 +110,10 @@ class App:
         targets = Targets(settings.functions, settings.black_box_seconds)
         self._registry = Registry([*installed_functions(settings), *targets.functions])
         self._cache = ProgramCache(
-            settings.programs, settings.pending_compiles, settings.memory_bytes, settings.compiles_per_caller
-        )
+            settings.programs, settings.pending_compiles, settings.memory_bytes,
+            max_pending_each=settings.compiles_per_caller, seconds_each=settings.compile_seconds_per_caller,
+            exempt=NOBODY,
+        )  # fmt: skip
         runner = DerivativeRunner(self._cache, settings.max_batch_points, settings.max_batch_bytes)
         boxes = sum(function.black_box is not None for function in self._registry.all())
         policy = Policy(

@@ -280,6 +280,13 @@ class Settings(BaseSettings):
         description="Of those, the ones that one caller asked for; 0 for no such limit. Callers take turns, and the "
         "last quarter of the room is for those who have nothing waiting.",
     )
+    compile_seconds_per_caller: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds a minute that compiling for one caller may take, over time; beyond, its calls of new "
+        "shapes are refused for a while. 0, the default, for no such limit: turns are fair by time without it, and it "
+        "is for servers whose cores are needed for warm calls.",
+    )
     compile_cache: Path | None = Field(
         default_factory=_cache_directory,
         description="Directory where compiled programs outlive the process; 'none' for no such cache. Private to "

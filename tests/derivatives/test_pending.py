@@ -68,7 +68,7 @@ class PendingAgainstLists(RuleBasedStateMachine):
     def finish(self) -> None:
         if self.taken:
             item = self.taken.pop(0)
-            self.pending.finish(item)
+            self.pending.finish(item, 0.0)
             del self.adders[item]
 
     @invariant()
@@ -101,3 +101,20 @@ def test_what_two_ask_for_is_taken_once_in_the_turn_that_comes_first() -> None:
     pending.join("shared", "other")
 
     assert [pending.take() for _ in range(4)] == ["first", "shared", "second", None]
+
+
+def test_turns_are_shared_by_the_time_that_items_take() -> None:
+    pending: Pending[str] = Pending(100, 0)
+    for number in range(3):
+        pending.add(f"slow {number}", "slow")
+    for number in range(12):
+        pending.add(f"quick {number}", "quick")
+
+    order = []
+    while (item := pending.take()) is not None:
+        order.append(item)
+        assert pending.finish(item, 5.0 if item.startswith("slow") else 1.0) == item.split()[0]
+
+    assert [order.index(f"slow {number}") for number in range(3)] == [0, 6, 12], (
+        "five quick ones in the time of a slow one"
+    )

@@ -88,6 +88,34 @@ def test_the_compilations_that_one_caller_has_waiting_are_bounded_and_the_messag
     assert all("asked for by this caller" in str(error) for error in errors)
 
 
+def test_who_has_used_up_its_seconds_of_compiling_is_refused_new_shapes_and_nothing_else(identities: Path) -> None:
+    warm = (
+        "--warm",
+        "gradient rosenbrock n=2",
+        "--warm",
+        "gradient rosenbrock n=3",
+        "--warm",
+        "gradient rosenbrock n=4",
+    )
+    with (
+        ServerProcess("--tokens", identities, *warm, "--compile-seconds-per-caller", "0.05") as process,
+        client_of(process, FLOOD) as flooding,
+        client_of(process, OTHER) as other,
+    ):
+        refused = None
+        for size in range(100, 200):
+            try:
+                flooding.gradient("rosenbrock", np.ones(size))
+            except CompileQueueFull as error:
+                refused = error
+                break
+        assert refused is not None
+        assert "more than the 0.05 s that it may take" in refused.message
+        assert refused.retry_after
+        assert flooding.gradient("rosenbrock", POINT).value == 100.0
+        assert other.gradient("rosenbrock", np.ones(201)).value == 0.0
+
+
 def test_more_requests_than_the_rate_are_refused_with_a_time_to_wait(limited: ServerProcess) -> None:
     with client_of(limited, SLOW) as slow, client_of(limited, OTHER) as other:
         errors = []

@@ -19,7 +19,7 @@ from nablad_server.batching.held import Held
 from nablad_server.batching.lane import Lane
 from nablad_server.batching.policy import Policy
 from nablad_server.batching.ticket import Observer, Outcome, Owner, Prepared, Runner, State, Ticket
-from nablad_server.batching.turns import Turns
+from nablad_server.turns import Turns
 
 HEAVY_NICENESS = 10
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from nablad.errors import CompileQueueFull, DeadlineExceeded, Draining, Internal, NabladError
+from nablad_server.derivatives.allowance import WINDOW_SECONDS, Allowance
 from nablad_server.derivatives.inspection import Inspection
 from nablad_server.derivatives.linear import Opening, Product
 from nablad_server.derivatives.pending import Pending
@@ -72,7 +73,16 @@ class ProgramCache:
         version: changes whenever what `buckets` and `largest` say may have changed.
     """
 
-    def __init__(self, capacity: int, max_pending: int, memory_limit: int, max_pending_each: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        max_pending: int,
+        memory_limit: int,
+        *,
+        max_pending_each: int = 0,
+        seconds_each: float = 0.0,
+        exempt: Hashable = None,
+    ) -> None:
         """Starts the compile thread.
 
         Args:
@@ -80,6 +90,8 @@ class ProgramCache:
             max_pending: compilations that may wait; more are refused.
             memory_limit: bytes that one execution of a program may need; programs that need more are refused.
             max_pending_each: of the compilations that may wait, those that one asker may add; 0: all.
+            seconds_each: seconds a minute that the compile thread may be at work for one asker; 0: all.
+            exempt: an asker to whom that does not apply.
         """
         self.capacity = capacity
         self.counts = Counts()
@@ -88,6 +100,8 @@ class ProgramCache:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._count = 0
         self._pending: Pending[tuple[Key, int]] = Pending(max_pending, max_pending_each)
+        self._allowance = Allowance(seconds_each)
+        self._exempt = exempt
         self._constants: WeakKeyDictionary[Function, Constants] = WeakKeyDictionary()
         self._changed = threading.Condition(self._lock)
         self._closed = False
@@ -144,7 +158,8 @@ class ProgramCache:
         Askers take turns: what somebody else asked for before is joined, and compiled in whose turn comes first.
 
         Raises:
-            CompileQueueFull: too many wait already, or too many of this asker's; `done` is not called.
+            CompileQueueFull: too many wait already, or too many of this asker's, or it has used up its seconds; `done`
+                is not called.
             Draining: the cache is closed; likewise.
         """
         with self._lock:
@@ -161,6 +176,14 @@ class ProgramCache:
                     "asked for by this caller; each new combination of function, operator, shapes and options needs "
                     "one. Retry later, or ask for fewer shapes",
                     retry_after=1.0,
+                )
+            patience = self._allowance.patience(asker)
+            if patience and asker != self._exempt:
+                raise CompileQueueFull(
+                    f"compiling for this caller took more than the {self._allowance.seconds:g} s that it may take in "
+                    f"{WINDOW_SECONDS:g} s; each new combination of function, operator, shapes and options needs a "
+                    "program. Retry later, or ask for fewer shapes",
+                    retry_after=patience,
                 )
             self.counts.misses += 1
             entry = self._entries.setdefault(query, _Entry())
@@ -274,7 +297,7 @@ class ProgramCache:
 
     def _publish(self, query: Key, bucket: int, program: Program | None, seconds: float) -> list[Done]:
         with self._lock:
-            self._pending.finish((query, bucket))
+            self._allowance.charge(self._pending.finish((query, bucket), seconds), seconds)
             entry = self._entries[query]
             self.counts.seconds += seconds
             self.counts.compiled += program is not None

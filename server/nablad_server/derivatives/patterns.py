@@ -153,8 +153,9 @@ class Patterns:
 
     def _find_forever(self) -> None:
         while (key := self._next()) is not None:
+            began = time.perf_counter()
             found = None if self._closed else self._found(key)
-            for done in self._publish(key, found):
+            for done in self._publish(key, found, time.perf_counter() - began):
                 try:
                     done()
                 except Exception:  # a defect of whoever waits must not end the only thread that finds
@@ -235,7 +236,7 @@ class Patterns:
             raise found
         return found
 
-    def _publish(self, key: Query, found: Pattern | NabladError | None) -> list[Done]:
+    def _publish(self, key: Query, found: Pattern | NabladError | None, seconds: float) -> list[Done]:
         with self._lock:
             entry = self._entries[key]
             entry.pattern = found if isinstance(found, Pattern) else None
@@ -246,7 +247,7 @@ class Patterns:
                 self._askers[asker] -= 1
                 if not self._askers[asker]:
                     del self._askers[asker]
-            self._pending.finish(key)
+            self._pending.finish(key, seconds)
             self._evict(key)
             return [done for done, _ in waiting]
 

@@ -11,13 +11,13 @@ from nablad_server.serving.threads import Threads
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 
-THREADS = 2
-"""So many calls may be under way."""
+THREADS, WAITING = 2, 16
+"""So many calls may be under way, and so many wait for those."""
 
 
 def methods(*, reloader: Reloader, gate: Gate) -> dict[str, Callable[[Call], Handler]]:
     """For each RPC, by its full name, what makes a handler for a call."""
-    threads = Threads("nablad-admin", THREADS)
+    threads = Threads("nablad-admin", THREADS, waiting=WAITING)
 
     def reload(_: pb.ReloadRequest, seconds: float) -> pb.ReloadResponse:
         report = reloader.reload(seconds)

@@ -29,11 +29,11 @@ ENGINES = {
 }  # fmt: skip
 """The wire's number of each engine."""
 
-LOOKING_UP, WAITING = 2, 4
-"""Threads that look things up, and those in which compilations and patterns are waited for."""
+LOOKING_UP, WAITING_FOR_LOOKING_UP = 2, 1024
+"""So many calls may look things up, and so many wait for those."""
 
-MAX_ASKED = 1024
-"""So many calls may wait for a thread that looks things up."""
+COMPUTING, WAITING_FOR_COMPUTING = 4, 16
+"""So many calls may wait for compilations and patterns, and so many wait for those."""
 
 
 def methods(
@@ -46,8 +46,8 @@ def methods(
     gate: Gate,
 ) -> dict[str, Callable[[Call], Handler]]:
     """For each RPC, by its full name, what makes a handler for a call."""
-    looking_up = Threads("nablad-catalog", LOOKING_UP, waiting=MAX_ASKED)
-    waiting = Threads("nablad-waiting", WAITING)
+    looking_up = Threads("nablad-catalog", LOOKING_UP, waiting=WAITING_FOR_LOOKING_UP)
+    computing = Threads("nablad-computing", COMPUTING, waiting=WAITING_FOR_COMPUTING)
 
     def list_functions(request: pb.ListFunctionsRequest, _: float) -> pb.ListFunctionsResponse:
         functions = _visible(registry)
@@ -85,8 +85,8 @@ def methods(
         "ListFunctions": Endpoint(pb.ListFunctionsRequest, list_functions, gate, looking_up),
         "DescribeFunction": Endpoint(pb.DescribeFunctionRequest, describe_function, gate, looking_up),
         "GetStatistics": Endpoint(pb.GetStatisticsRequest, get_statistics, gate, looking_up),
-        "GetSparsity": Endpoint(pb.GetSparsityRequest, get_sparsity, gate, waiting),
-        "Explain": Endpoint(pb.ExplainRequest, explainer.explain, gate, waiting),
+        "GetSparsity": Endpoint(pb.GetSparsityRequest, get_sparsity, gate, computing),
+        "Explain": Endpoint(pb.ExplainRequest, explainer.explain, gate, computing),
     }
     return {f"/{SERVICE.full_name}/{name}": make for name, make in found.items()}
 

@@ -17,15 +17,15 @@ from nablad_server.serving.work import Desk
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DiagnosticsService"]
 
-THREADS = 2
-"""So many calls may be under way: they take long, and ask for much."""
+THREADS, WAITING = 2, 16
+"""So many calls may be under way, which take long and ask for much, and so many wait for those."""
 
 
 def methods(
     *, registry: Registry, decoder: Decoder, desk: Desk, gate: Gate, inspections: Inspections
 ) -> dict[str, Callable[[Call], Handler]]:
     """For each RPC, by its full name, what makes a handler for a call."""
-    threads = Threads("nablad-diagnostics", THREADS)
+    threads = Threads("nablad-diagnostics", THREADS, waiting=WAITING)
     checker = GradientChecker(registry, decoder, desk)
     inspector = LayerInspector(decoder, desk, inspections)
 

@@ -54,11 +54,11 @@ class Endpoint(Generic[_Request]):
     def take(self, call: Call, message: bytes) -> None:
         """Has a request answered; in the transport's thread."""
         refused = self._gate.enter()
-        if refused is None and not self._threads.run(functools.partial(self._answer, call, message)):
+        if refused is None and not self._threads.run(functools.partial(self._answer, call, message), len(message)):
             self._gate.leave()
             name = call.method.rpartition("/")[2]
             refused = ResourceExhausted(
-                f"too many calls of {name} and its like are under way already; retry later", retry_after=1.0
+                f"too many calls of {name} and its like wait already; retry later", retry_after=1.0
             )
         if refused is not None:
             call.end(refused)

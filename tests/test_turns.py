@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nablad_server.batching.turns import MAX_TAGS, Turns
+from nablad_server.turns import MAX_TAGS, Turns
 
 COSTS = st.floats(0.001, 10.0)
 
