@@ -4,6 +4,7 @@ Whatever such a function does to its process, the server goes on: the process is
 points through a pipe, ended when it takes too long, and replaced when it has ended.
 """
 
+import hashlib
 import logging
 import os
 import selectors
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,12 +48,14 @@ class BlackBox:
         failure: why the last call failed; None if it did not. What comes through a program keeps little of it.
     """
 
-    def __init__(self, reference: str, target: str, name: str) -> None:
-        """Starts nothing yet. `target`: the file or the module that defines the function `name`."""
+    def __init__(self, reference: str, target: str, name: str, file: Path) -> None:
+        """Starts nothing yet. `target`: the file or the module, here `file`, that defines the function `name`."""
         self.seconds = 60.0
         self.failure: FunctionFailed | None = None
         self._reference = reference
         self._command = (target, name)
+        self._file = file
+        self._contents = _digest(file)
         self._lock = threading.Lock()
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,6 +119,13 @@ class BlackBox:
             _kill(process)
 
     def _start(self) -> None:
+        # A process that is started anew imports the file anew. What has been edited is another function.
+        if _digest(self._file) != self._contents:
+            raise self._failed(
+                f"has to be started anew, and {self._file.name} is not what it was when the function was loaded; the "
+                "server has to reload its functions",
+                "Changed",
+            )
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         module = "nablad_server.functions.black_box_process"
@@ -201,6 +212,14 @@ class BlackBox:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _digest(file: Path) -> bytes:
+    """Of what a file says; of one that is gone, nothing."""
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError:
+        return b""
 
 
 def _short(text: str) -> str:

@@ -194,7 +194,7 @@ def _black_box(name: str, call: Callable[..., Any], options: _Options, signature
         raise ValueError("a black box is imported by a process of its own: define it at the top of a file or a module")
     given_by_path = module.__name__.startswith(FILE_PREFIX) and module.__file__ is not None
     target = str(Path(str(module.__file__)).resolve()) if given_by_path else module.__name__
-    box = BlackBox(f"{name}@{options.version}", target, call.__name__)
+    box = BlackBox(f"{name}@{options.version}", target, call.__name__, Path(str(module.__file__)))
     return Function(
         name, options.version, call, signature, inspect.getdoc(call) or "", f"{source} (black box)", options.warm,
         black_box=box,
