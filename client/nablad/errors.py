@@ -254,7 +254,7 @@ class CompileQueueFull(ResourceExhausted):
 
 
 class TooManyLinearizations(ResourceExhausted):
-    """The connection has too many Linearize streams open; close some."""
+    """The caller has too many Linearize streams open; close some."""
 
     reason = "TOO_MANY_LINEARIZATIONS"
 

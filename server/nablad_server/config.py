@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     linearizations_per_caller: int = Field(
         default=64,
         ge=1,
-        description="Linearize streams that may be open over one connection. An optimiser needs one at a time.",
+        description="Linearize streams that one caller may have open. An optimiser needs one at a time.",
     )
     linearization_bytes: int = Field(
         default_factory=lambda: _memory_bytes() // 8,

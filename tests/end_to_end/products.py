@@ -25,9 +25,12 @@ class ProductStream:
         call: gRPC's own, to be cancelled or asked for its status.
     """
 
-    def __init__(self, channel: grpc.Channel, timeout: float = 120) -> None:
+    def __init__(self, channel: grpc.Channel, timeout: float = 120, token: str = "") -> None:
         self._sending: queue.SimpleQueue[pb.LinearizeRequest | None] = queue.SimpleQueue()
-        self.call: Any = DifferentiationServiceStub(channel).Linearize(iter(self._sending.get, None), timeout=timeout)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.call: Any = DifferentiationServiceStub(channel).Linearize(
+            iter(self._sending.get, None), timeout=timeout, metadata=metadata
+        )
         self._come: list[pb.ProductAnswer] = []
 
     def send(self, *products: pb.Product, point: pb.LinearizePoint | None = None) -> None:

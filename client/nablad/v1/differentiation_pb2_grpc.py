@@ -344,7 +344,7 @@ class DifferentiationServiceServicer(object):
         second point. What is wrong with a product is that product's error alone.
         INVALID_ARGUMENT, reason INVALID_BATCH: an input is batched. A stream is about one point.
         FAILED_PRECONDITION, reason LINEARIZATION_EXPIRED: nothing was asked for so long that the point was let go.
-        RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: this connection has too many open. Close some.
+        RESOURCE_EXHAUSTED, reason TOO_MANY_LINEARIZATIONS: the caller has too many open. Close some.
         UNAVAILABLE, reason DRAINING: the server is shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -85,7 +85,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_LINEARIZATION_EXPIRED: _Reason.ValueType  # 27
     """FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
     REASON_TOO_MANY_LINEARIZATIONS: _Reason.ValueType  # 28
-    """RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
+    """RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one caller. Close some."""
     REASON_TOO_MANY_CALLS: _Reason.ValueType  # 29
     """RESOURCE_EXHAUSTED: the caller has as many calls, or as many streams, open as the server allows one caller. Let some
     end, or retry after RetryInfo.retry_delay.
@@ -176,7 +176,7 @@ REASON_INTERNAL: Reason.ValueType  # 26
 REASON_LINEARIZATION_EXPIRED: Reason.ValueType  # 27
 """FAILED_PRECONDITION: a Linearize stream was idle for longer than the server keeps a linearisation. Open a new one."""
 REASON_TOO_MANY_LINEARIZATIONS: Reason.ValueType  # 28
-"""RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one connection. Close some."""
+"""RESOURCE_EXHAUSTED: the caller has as many Linearize streams open as the server allows one caller. Close some."""
 REASON_TOO_MANY_CALLS: Reason.ValueType  # 29
 """RESOURCE_EXHAUSTED: the caller has as many calls, or as many streams, open as the server allows one caller. Let some
 end, or retry after RetryInfo.retry_delay.

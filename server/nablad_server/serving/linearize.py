@@ -52,7 +52,7 @@ class Bounds:
 
     Attributes:
         idle_seconds: a stream without a product for so long is ended.
-        per_caller: so many streams may be open over one connection.
+        per_caller: so many streams one caller may have open.
     """
 
     idle_seconds: float = 300.0
@@ -79,7 +79,7 @@ class Linearizations(Collector):
                 self._streams.add(stream)
                 return
         raise TooManyLinearizations(
-            f"this connection has {limit} linearizations open, the most that are allowed; close some",
+            f"this caller has {limit} linearizations open, the most that are allowed; close some",
             metadata={"limit": str(limit)},
         )
 
@@ -123,7 +123,7 @@ class Linearize(Stream):
     def __init__(self, call: Call, desk: Desk, window: Window, registry: Linearizations) -> None:
         super().__init__(call, desk, window)
         self._registry = registry
-        self._caller = call.peer
+        self._caller = call.caller.key
         self._opened: Opened | None = None
         self._awaiting_first = True  # the answer to the point
         self._kept: dict[function_pb2.Operator.ValueType, Kept] = {}
