@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from nablad_server.derivatives.cores import cores
 from nablad_server.functions.function import Warm
 from nablad_server.serving.certificates import TlsFiles
 
@@ -16,11 +17,6 @@ from nablad_server.serving.certificates import TlsFiles
 def _cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "nablad"
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:
@@ -86,10 +82,11 @@ class Settings(BaseSettings):
         "'gradient rosenbrock n=100 dtype=float64 points=1,64'. None by default: only you know your shapes.",
     )
     workers: int = Field(
-        default_factory=lambda: max(1, min(_cores(), 8)),
+        default_factory=lambda: min(cores(), 8),
         ge=1,
-        description="Threads that execute batches of any kind; one more takes all but the heavy ones. One a core: XLA "
-        "uses all cores inside one execution only for large arrays.",
+        description="Threads that execute batches of any kind; one more takes all but the heavy ones. By default one "
+        "for each core that the process or container may use, at most 8: XLA uses several inside one execution only "
+        "for large arrays.",
     )
     black_box_seconds: float = Field(
         default=60.0,
@@ -106,8 +103,8 @@ class Settings(BaseSettings):
     calls_per_caller: int = Field(
         default=4096,
         ge=0,
-        description="Of those, calls that one caller may have open; 0 for no such limit. A caller is an identity or, "
-        "without authentication, an address. Half of what the server takes on by default, so that nobody takes all.",
+        description="Of the concurrent_calls, those that one caller may have open; 0 for no such limit. A caller is an "
+        "identity or, without authentication, an address. Half of them by default, so that nobody takes all.",
     )
     streams_per_caller: int = Field(
         default=256,
@@ -267,7 +264,7 @@ class Settings(BaseSettings):
     programs: int = Field(
         default=1000,
         ge=1,
-        description="Compiled programs kept, the least recently used going first. About 0.4 MB each.",
+        description="Compiled programs kept, the least recently used going first. About 1 MB each.",
     )
     pending_compiles: int = Field(
         default=64,
@@ -277,8 +274,8 @@ class Settings(BaseSettings):
     compiles_per_caller: int = Field(
         default=32,
         ge=0,
-        description="Of those, the ones that one caller asked for; 0 for no such limit. Callers take turns, and the "
-        "last quarter of the room is for those who have nothing waiting.",
+        description="Of the pending_compiles, those that one caller asked for; 0 for no such limit. Callers take "
+        "turns, and the last quarter of the room is for those who have nothing waiting.",
     )
     compile_seconds_per_caller: float = Field(
         default=0.0,
@@ -301,7 +298,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=25.0,
         ge=0,
-        description="Calls in flight may take so long to finish. Below Kubernetes's 30 s until SIGKILL.",
+        description="Calls in flight may take so long to finish; in the 7 s after that the server ends its own "
+        "threads. Give it the sum of both, and the pause, until SIGKILL.",
     )
     reflection: bool = Field(default=True, description="Offer gRPC reflection, so that grpcurl and the like work.")
     log_format: Literal["text", "json"] = Field(

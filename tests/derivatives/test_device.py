@@ -22,7 +22,7 @@ def compile_in_a_process(cache: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(cache)], capture_output=True, text=True, check=True, timeout=100
     )
-    return done.stdout.strip()
+    return done.stdout.splitlines()[-1]  # above it the device is logged
 
 
 def stored(cache: Path) -> set[str]:
@@ -65,3 +65,15 @@ def test_a_cache_of_another_user_is_refused(cache: Path, monkeypatch: pytest.Mon
 
     with pytest.raises(PermissionError, match="another user"):
         device.configure(cache)
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu"])
+def test_a_gpu_that_is_asked_for_and_not_there_ends_the_start_with_what_to_do(platforms: str) -> None:
+    # No GPU is visible to the process, also where there is one.
+    environment = os.environ | {"JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "nablad_server", "--address", "127.0.0.1:0", "--compile-cache", "none"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert f"JAX_PLATFORMS is '{platforms}', and there is no such device" in done.stderr
+    assert "--gpus all" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -134,3 +134,18 @@ def test_promtool_accepts_the_rules_and_the_scrape(scrape: str) -> None:
     ours = "\n".join(line for line in scrape.splitlines() if "nablad_" in line) + "\n"
     metrics = subprocess.run([promtool, "check", "metrics"], input=ours, capture_output=True, text=True)
     assert metrics.returncode == 0, metrics.stderr
+
+
+def test_each_rule_has_a_case_that_fires_it() -> None:
+    names = set(re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yaml").read_text()))
+    fired = set(re.findall(r'alertname="(\w+)"', (MONITORING / "alerts_test.yaml").read_text()))
+    assert len(names) >= 10
+    assert fired == names
+
+
+def test_each_rule_fires_when_it_should_and_not_on_a_server_that_does_its_work() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; it comes with Prometheus")
+    done = subprocess.run([promtool, "test", "rules", MONITORING / "alerts_test.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -86,7 +86,7 @@ class ProgramCache:
         """Starts the compile thread.
 
         Args:
-            capacity: programs kept. One takes about 0.4 MB and 12 memory maps.
+            capacity: programs kept. One takes about 1 MB, with what was traced for it, and 12 memory maps.
             max_pending: compilations that may wait; more are refused.
             memory_limit: bytes that one execution of a program may need; programs that need more are refused.
             max_pending_each: of the compilations that may wait, those that one asker may add; 0: all.
