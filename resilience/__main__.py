@@ -1,13 +1,15 @@
 """`python -m resilience`: breaks a server of its own, reports what became of its callers, and exits with 1 if badly."""
 
+import json
 import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from resilience.chaos import SCENARIOS, Outcome
+from resilience.chaos import SCENARIOS, Run, run
 from resilience.fuzz import Findings, fuzz, read_case, replay
 from resilience.server import Server
 from resilience.soak import Soak, soak
@@ -56,42 +58,66 @@ def _show_findings(findings: Findings) -> None:
 
 
 @main.command("chaos")
-@click.option("--only", multiple=True, metavar="SCENARIO", help=f"There are: {', '.join(SCENARIOS)}.")
-@click.option("--seconds", default=5.0, show_default=True, help="How long each scenario keeps its load up.")
-def chaos_command(only: tuple[str, ...], seconds: float) -> None:
-    """Breaks what is around a server while it is called. With retries on, no call may be lost and no answer wrong."""
-    unknown = set(only) - set(SCENARIOS)
+@click.argument("names", nargs=-1, metavar="[SCENARIO]...")
+@click.option("--seconds", default=6.0, show_default=True, help="How long each scenario keeps its load up, about.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the report there, too, as JSON.")  # fmt: skip
+def chaos_command(names: tuple[str, ...], seconds: float, path: Path | None) -> None:
+    """Breaks what is around a server while it is called: all scenarios, or those that are named.
+
+    With retries on, no call may be lost and no answer wrong; and each scenario has to show that its fault was met.
+    """
+    unknown = sorted(set(names) - set(SCENARIOS))
     if unknown:
-        raise click.UsageError(f"--only {' '.join(sorted(unknown))}: there is no such scenario; see --help")
-    table = Table("scenario", "calls", "lost", "wrong", "recovery", "remarks")
-    outcomes: list[Outcome] = []
-    for name, scenario in SCENARIOS.items():
-        if only and name not in only:
-            continue
-        outcome = scenario(seconds)
-        outcomes.append(outcome)
-        table.add_row(name, str(outcome.calls), str(outcome.lost), str(outcome.wrong),
-                      f"{outcome.recovery_seconds:.2f} s", outcome.remark)  # fmt: skip
+        raise click.UsageError(f"{' '.join(unknown)}: no such scenario; there are {', '.join(SCENARIOS)}")
+    runs = []
+    for made in run(names or SCENARIOS, seconds):
+        CONSOLE.print(f"{made.scenario}: {made.outcome.verdict} after {made.seconds:.0f} s", style="dim")
+        runs.append(made)
+    _show_chaos(runs)
+    if path is not None:
+        path.write_text(json.dumps([made.report() for made in runs], indent=1) + "\n")
+    sys.exit(not all(made.outcome.verdict in ("fine", "skipped") for made in runs))
+
+
+def _show_chaos(runs: list[Run]) -> None:
+    table = Table("scenario", "verdict", "calls", "lost", "wrong", "recovery", "evidence", show_lines=True)
+    for made in runs:
+        outcome = made.outcome
+        told = [outcome.evidence or outcome.skipped]
+        told += [f"[red]not seen: {sign}[/]" for sign in outcome.missing]
+        told += [f"[red]{escape(violation)}[/]" for violation in outcome.violations]
+        table.add_row(made.scenario, outcome.verdict, str(outcome.calls), str(outcome.lost), str(outcome.wrong),
+                      f"{outcome.recovery_seconds:.2f} s", "\n".join(told))  # fmt: skip
     CONSOLE.print(table)
-    sys.exit(not all(outcome.fine for outcome in outcomes))
+    fine = sum(made.outcome.verdict == "fine" for made in runs)
+    CONSOLE.print(f"{fine} of {len(runs)} scenarios fine, {sum(made.seconds for made in runs):.0f} s")
 
 
 @main.command("soak")
 @click.option("--minutes", default=10.0, show_default=True, help="How long.")
-def soak_command(minutes: float) -> None:
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the report there, too, as JSON.")  # fmt: skip
+def soak_command(minutes: float, path: Path | None) -> None:
     """Mixed traffic with errors and cancellations, and what the server's process holds meanwhile: it must not grow."""
     result = soak(minutes * 60)
     _show_soak(result)
+    if path is not None:
+        path.write_text(json.dumps(result.report(), indent=1) + "\n")
     sys.exit(not result.fine)
 
 
 def _show_soak(result: Soak) -> None:
-    table = Table("measure", "first", "last", "slope an hour, 99 % interval", "verdict")
-    for trend in result.trends:
-        table.add_row(trend.name, f"{trend.first:.4g}", f"{trend.last:.4g}",
-                      f"{trend.low:+.3g} … {trend.high:+.3g}", "flat" if trend.flat else "[red]grows[/]")  # fmt: skip
+    table = Table("measure", "first", "last", "slope an hour, 99 % interval", "found if above", "needed", "verdict")
+    for each in result.trends:
+        verdict = each.verdict if each.verdict == "flat" else f"[red]{each.verdict}[/]"
+        table.add_row(each.name, f"{each.first:.4g}", f"{each.last:.4g}", f"{each.low:+.3g} … {each.high:+.3g}",
+                      f"{each.detectable:.2g}", f"{each.limit:.2g}", verdict)  # fmt: skip
     CONSOLE.print(table)
-    CONSOLE.print(f"{result.calls} calls, {result.wrong} wrong answers, {result.lost} lost")
+    CONSOLE.print(
+        f"{result.seconds:.0f} s judged; {result.calls} calls with known answers, {result.wrong} wrong, "
+        f"{result.lost} lost; {result.others} others"
+    )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from frames import Connection, Raw, headers
 
 import nablad
 from nablad.tensors import to_tensor
 from nablad.v1 import differentiation_pb2 as pb
 from nablad.v1 import tensor_pb2
+from resilience.frames import Connection, Raw, headers
 from servers import ServerProcess
 
 IDLE = 2000

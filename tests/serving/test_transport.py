@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import pytest
-from frames import Raw
 from google.rpc import error_details_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
 from grpc_status import rpc_status
@@ -23,6 +22,7 @@ from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.limits import Limits
 from nablad_server.serving.transport import Transport
 from puppets import SAFETY
+from resilience.frames import Raw
 
 Events = queue.SimpleQueue[Any]
 UNLIMITED = Limits()

@@ -6,6 +6,7 @@ the vector that an element of the product depends on are the columns of its row.
 for its derivatives count, and values do not.
 """
 
+import errno
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,11 @@ from nablad_server.functions.precision import precision_of
 MAX_DENSE = 1 << 22
 """Dense patterns have no more elements: whoever asks for a sparse matrix does not expect them."""
 
+COMPILED_FUNCTIONS = 32
+"""What colors patterns has fewer functions that compile themselves, and save that."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 _Product = Callable[[Leaves, Leaves], Leaves]
 """The inputs and a vector → the matrix, or its transpose, times the vector."""
 
@@ -58,7 +64,14 @@ def prepare() -> None:
 
     tiny = asdex.SparsityPattern.from_coo([0, 0, 1], [0, 1, 0], (2, 2))
     for color in (asdex.color_symmetric, asdex.color_rows, asdex.color_cols):
-        color(tiny)
+        for _ in range(COMPILED_FUNCTIONS):
+            try:
+                color(tiny)
+                break
+            except OSError as error:
+                # The disk of its cache is full. What was compiled is there, only not saved: it gets one further.
+                if error.errno not in NO_ROOM:
+                    raise
 
 
 def find(query: Query) -> Pattern:

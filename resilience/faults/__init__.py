@@ -1,0 +1,1 @@
+"""The faults: what is broken around a server, a file for each kind."""
