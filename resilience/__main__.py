@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from resilience.chaos import SCENARIOS, Run, run
 from resilience.fuzz import Findings, fuzz, read_case, replay
+from resilience.guided import guided, missing, read_again
+from resilience.secured import secured
 from resilience.server import Server
 from resilience.soak import Soak, soak
 
@@ -29,19 +32,70 @@ def main() -> None:
               type=click.Path(file_okay=False, path_type=Path),
               help="Directory for the messages that broke something.")  # fmt: skip
 @click.option("--replay", "case", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Send one of those again instead.")  # fmt: skip
-def fuzz_command(messages: int, seed: int, reproducers: Path, case: Path | None) -> None:
+              help="Send, or with --guided read, one of those again instead.")  # fmt: skip
+@click.option("--guided", "is_guided", is_flag=True,
+              help="Have a coverage-guided fuzzer look for bytes that are read wrong, without a server.")  # fmt: skip
+@click.option("--secured", "is_secured", is_flag=True,
+              help="Over TLS: as a caller of one function, and as callers whom the server does not know.")  # fmt: skip
+@click.option("--runs", default=20_000, show_default=True, help="With --guided: inputs for each reader.")
+def fuzz_command(
+    *, messages: int, seed: int, reproducers: Path, case: Path | None, is_guided: bool, is_secured: bool, runs: int,
+) -> None:  # fmt: skip
     """Sends messages that no client would to every RPC. They may bring refusals and answers, and nothing else."""
+    if is_guided:
+        _explore(runs, seed, reproducers, case)
+        return
+    if is_secured:
+        _fuzz_secured(messages, seed, reproducers, case)
+        return
     with Server("--compile-cache", "none") as server:
         if case is None:
             findings = fuzz(server.address, messages, seed, reproducers)
         else:
             findings = replay(server.address, read_case(case), reproducers)
-        if not server.alive:
-            findings.violations.append("the server ended")
-        findings.violations += [f"the server logged a defect of its own: {line}" for line in server.defects]
+        _add_defects(findings, server)
     _show_findings(findings)
     sys.exit(bool(findings.violations))
+
+
+def _fuzz_secured(messages: int, seed: int, reproducers: Path, case: Path | None) -> None:
+    all_findings = []
+    with tempfile.TemporaryDirectory() as directory, secured(Path(directory)) as (server, listed, strangers):
+        # Whom the server does not know it can refuse quickly: a tenth of the messages is theirs.
+        for guise, share in ((listed, 0.8), *((stranger, 0.1) for stranger in strangers)):
+            if case is None:
+                findings = fuzz(server.address, round(messages * share), seed, reproducers, guise)
+            else:
+                findings = replay(server.address, read_case(case), reproducers, guise)
+            _add_defects(findings, server)
+            all_findings.append(findings)
+    for findings in all_findings:
+        _show_findings(findings)
+    sys.exit(any(findings.violations for findings in all_findings))
+
+
+def _add_defects(findings: Findings, server: Server) -> None:
+    if not server.alive:
+        findings.violations.append("the server ended")
+    findings.violations += [f"the server logged a defect of its own: {line}" for line in server.defects]
+
+
+def _explore(runs: int, seed: int, reproducers: Path, case: Path | None) -> None:
+    if case is not None:
+        read_again(case)
+        CONSOLE.print(f"{case} is read as it should be")
+        return
+    if why := missing():
+        raise click.ClickException(why)
+    table = Table("reader", "inputs", "reached by seeds", "reached", "finding")
+    found = guided(runs, seed, reproducers)
+    for each in found:
+        table.add_row(each.reader, str(each.runs), str(each.seeded), str(each.reached), each.finding[:300])
+    CONSOLE.print(table)
+    for each in found:
+        if each.finding:
+            CONSOLE.print(f"[red]{each.reader}[/]: see {each.where}", soft_wrap=True)
+    sys.exit(any(each.finding for each in found))
 
 
 def _show_findings(findings: Findings) -> None:

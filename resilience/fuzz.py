@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from resilience.corpus import Rpc, rpcs
-from resilience.mutation import broken, parsed
+from resilience.mutation import broken, change_field
 from resilience.questions import GRADIENT, is_right, question
+from resilience.verdict import DEFECTS, MARKED, Verdict, marked
 
 DEADLINE_SECONDS = 60.0
 """A call that has no answer then hangs: compilations that wait take seconds, nothing takes a minute."""
@@ -26,11 +28,14 @@ BATCH = 500
 """Messages between two questions whose answers are known, beside those asked in between."""
 SLOW = {"CheckGradient": 0.15, "InspectLayers": 0.15, "SummarizeCurvature": 0.15, "Reload": 0.02, "GetSparsity": 0.3}
 """How much less often than others an RPC is called whose calls take long even when they are right."""
+LONG = 0.2
+"""How often a Pipeline is sent many messages, good ones among them."""
 RESPONSES = 200
 """Messages of one stream that are read before the caller goes away."""
 UNSENT = "Internal error from Core"
 """What grpc.aio, in this process, says when a stream ended before it had sent everything; no server says it."""
-DEFECTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
+OPEN = "/grpc.health.v1.Health/"
+"""Anybody may ask for this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def read_case(path: Path) -> Case:
     return Case(by_path[content["rpc"]], tuple(bytes.fromhex(frame) for frame in content["frames"]))
 
 
-def cases(chance: random.Random, known: Sequence[Rpc]) -> "Any":
+def cases(chance: random.Random, known: Sequence[Rpc]) -> Iterator[Case]:
     """Endless cases, each RPC in its turn."""
     weights = [SLOW.get(rpc.path.rpartition("/")[2], 1.0) for rpc in known]
     while True:
@@ -65,12 +70,31 @@ def cases(chance: random.Random, known: Sequence[Rpc]) -> "Any":
         if not rpc.sends:
             yield Case(rpc, (broken(conversation[0], chance),))
             continue
+        if rpc.path.endswith("/Pipeline") and chance.random() < LONG:
+            yield Case(rpc, _long(conversation, chance))
+            continue
         at = chance.randrange(len(conversation))
         frames = [message.SerializeToString() for message in conversation]
         frames[at] = broken(conversation[at], chance)
         if chance.random() < 0.2:
             frames.append(broken(chance.choice(conversation), chance))
         yield Case(rpc, tuple(frames))
+
+
+def _long(conversation: Sequence[Message], chance: random.Random) -> tuple[bytes, ...]:
+    """Many messages of one stream: good ones whose answers are known, with broken ones of either kind among them."""
+    frames = []
+    for identity in MARKED[: chance.randrange(10, 60)]:
+        frames.append(marked(identity).SerializeToString())
+        if chance.random() < 0.3:
+            message: Any = type(conversation[0])()
+            message.CopyFrom(chance.choice(conversation))
+            for _ in range(chance.choice((1, 3))):
+                change_field(message, chance)
+            frames.append(message.SerializeToString())
+    if chance.random() < 0.3:
+        frames.append(broken(chance.choice(conversation), chance))
+    return tuple(frames)
 
 
 @dataclass(slots=True)
@@ -90,25 +114,40 @@ class Findings:
     seconds: float = 0.0
 
 
-def _asked(case: Case) -> set[int] | None:
-    """The ids that the frames of a Pipeline or Linearize stream ask for; None for other RPCs."""
-    name = case.rpc.path.rpartition("/")[2]
-    if name not in ("Pipeline", "Linearize"):
-        return None
-    messages = [parsed(case.rpc.request, frame) for frame in case.frames]
-    if None in messages:
-        return None  # the server reads a frame from its beginning, and answers what stands before the fault
-    return {item.id for message in messages for item in (
-        message.operations if name == "Pipeline" else message.products
-    )}  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Guise:
+    """As whom the fuzzer calls.
+
+    Attributes:
+        credentials: of TLS; None for plaintext.
+        metadata: what every call bears, such as a token.
+        functions: those that answers may be about; None for all.
+        known: whether the server knows this caller; if not, it must not be answered, whatever it says.
+    """
+
+    credentials: grpc.ChannelCredentials | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    functions: frozenset[str] | None = None
+    known: bool = True
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """A connection of its own."""
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        if self.credentials is None:
+            return grpc.aio.insecure_channel(address, options)
+        return grpc.aio.secure_channel(address, self.credentials, options)
+
+
+PLAIN = Guise()
 
 
 class Fuzzer:
     """Sends cases over a few connections, many at a time."""
 
-    def __init__(self, address: str, findings: Findings, reproducers: Path) -> None:
+    def __init__(self, address: str, findings: Findings, reproducers: Path, guise: Guise = PLAIN) -> None:
         """Cases that break something are saved in `reproducers`."""
         self._address, self._findings, self._reproducers = address, findings, reproducers
+        self._guise = guise
         self._channels: list[grpc.aio.Channel] = []
 
     async def run(self, messages: int, seed: int) -> None:
@@ -116,10 +155,8 @@ class Fuzzer:
         chance, points = random.Random(seed), np.random.default_rng(seed)  # noqa: S311 - repeatable, not secret
         source = cases(chance, rpcs())
         async with AsyncExitStack() as stack:
-            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
             for _ in range(CHANNELS):
-                channel = grpc.aio.insecure_channel(self._address, options)
-                self._channels.append(await stack.enter_async_context(channel))
+                self._channels.append(await stack.enter_async_context(self._guise.channel(self._address)))
             until = self._findings.messages + messages
             while self._findings.messages < until:
                 batch = min(BATCH, until - self._findings.messages)
@@ -128,12 +165,12 @@ class Fuzzer:
 
     async def replay(self, case: Case) -> None:
         """Sends one case."""
-        async with grpc.aio.insecure_channel(self._address) as channel:
+        async with self._guise.channel(self._address) as channel:
             self._channels.append(channel)
             await self.send(case)
             await self._check(np.random.default_rng(0))
 
-    async def _batch(self, source: Any, messages: int, points: np.random.Generator) -> None:
+    async def _batch(self, source: Iterator[Case], messages: int, points: np.random.Generator) -> None:
         left = messages
 
         async def work() -> None:
@@ -150,12 +187,14 @@ class Fuzzer:
 
     async def _check(self, points: np.random.Generator) -> None:
         """A good question among the bad ones, by the right answer to it."""
+        if not self._guise.known:
+            return
         x = points.uniform(-2, 2, 3)
         call: Any = self._channel().unary_unary(GRADIENT)
         self._findings.checked += 1
         for _ in range(50):
             try:
-                if not is_right(x, await call(question(x), timeout=DEADLINE_SECONDS)):
+                if not is_right(x, await call(question(x), timeout=DEADLINE_SECONDS, metadata=self._guise.metadata)):
                     self._findings.violations.append(f"a wrong answer to the gradient of rosenbrock at {x}")
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # told to come back: so do callers
@@ -171,13 +210,18 @@ class Fuzzer:
 
     async def send(self, case: Case) -> None:
         """Sends one case and judges what comes back."""
-        asked = _asked(case)
+        verdict = Verdict(case.rpc, case.frames, self._guise.functions)
+        answers = 0
         try:
             async for response in self._responses(case):
-                self._judge(case, response, asked)
+                answers += 1
+                for wrong in verdict.answer(response):
+                    self._violation(case, wrong)
             code, details = grpc.StatusCode.OK, ""
         except grpc.aio.AioRpcError as error:
             code, details = error.code(), error.details() or ""
+        for wrong in verdict.end(code, whole=answers < RESPONSES):
+            self._violation(case, wrong)
         name = case.rpc.path.rpartition("/")[2]
         if details == UNSENT:
             self._findings.statuses[name, "ended before all was sent"] += 1
@@ -185,18 +229,9 @@ class Fuzzer:
         self._findings.statuses[name, code.name] += 1
         if code in DEFECTS or code is grpc.StatusCode.DEADLINE_EXCEEDED or code is grpc.StatusCode.UNAVAILABLE:
             self._violation(case, f"{name} ended with {code.name}: {details}")
-
-    def _judge(self, case: Case, response: bytes, asked: set[int] | None) -> None:
-        message = parsed(case.rpc.response, response)
-        if message is None:
-            self._violation(case, f"{case.rpc.path} answered with what is no {case.rpc.response.__name__}")
-        elif asked is not None:
-            for answer in message.answers:
-                if answer.id not in asked:
-                    self._violation(case, f"{case.rpc.path} answered {answer.id}, which nobody asked")
-                code = answer.error.code if answer.HasField("error") else 0
-                if code in {defect.value[0] for defect in DEFECTS}:
-                    self._violation(case, f"{case.rpc.path} answered with {code}: {answer.error.message}")
+        refused = code is grpc.StatusCode.UNAUTHENTICATED and not answers
+        if not (self._guise.known or refused or case.rpc.path.startswith(OPEN)):
+            self._violation(case, f"{name} of nobody known ended with {code.name} after {answers} answers")
 
     def _violation(self, case: Case, why: str) -> None:
         number = len(self._findings.violations)
@@ -207,13 +242,14 @@ class Fuzzer:
         """What the server sends, up to a limit."""
         rpc = case.rpc
         channel: Any = self._channel()  # its types know no methods on bytes
+        given: dict[str, Any] = {"timeout": DEADLINE_SECONDS, "metadata": self._guise.metadata}
         if not rpc.receives:
-            yield await channel.unary_unary(rpc.path)(case.frames[0], timeout=DEADLINE_SECONDS)
+            yield await channel.unary_unary(rpc.path)(case.frames[0], **given)
             return
         if rpc.sends:
-            call = channel.stream_stream(rpc.path)(_each(case.frames), timeout=DEADLINE_SECONDS)
+            call = channel.stream_stream(rpc.path)(_each(case.frames), **given)
         else:
-            call = channel.unary_stream(rpc.path)(case.frames[0], timeout=DEADLINE_SECONDS)
+            call = channel.unary_stream(rpc.path)(case.frames[0], **given)
         # Watch never ends by itself.
         limit = 1 if rpc.path.endswith("/Watch") else RESPONSES
         async for response in call:
@@ -229,16 +265,16 @@ async def _each(frames: tuple[bytes, ...]) -> AsyncIterator[bytes]:
         yield frame
 
 
-def fuzz(address: str, messages: int, seed: int, reproducers: Path) -> Findings:
+def fuzz(address: str, messages: int, seed: int, reproducers: Path, guise: Guise = PLAIN) -> Findings:
     """Sends about so many messages to a server; the same ones for the same seed, in an order that may differ."""
     findings, started = Findings(), time.perf_counter()
-    asyncio.run(Fuzzer(address, findings, reproducers).run(messages, seed))
+    asyncio.run(Fuzzer(address, findings, reproducers, guise).run(messages, seed))
     findings.seconds = time.perf_counter() - started
     return findings
 
 
-def replay(address: str, case: Case, reproducers: Path) -> Findings:
+def replay(address: str, case: Case, reproducers: Path, guise: Guise = PLAIN) -> Findings:
     """Sends one case again."""
     findings = Findings(messages=len(case.frames))
-    asyncio.run(Fuzzer(address, findings, reproducers).replay(case))
+    asyncio.run(Fuzzer(address, findings, reproducers, guise).replay(case))
     return findings

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import nablad
 from nablad import errors
+from nablad.v1 import differentiation_pb2 as pb
 from resilience.questions import GRADIENT, gradient_in, gradient_of_rosenbrock, question
 
 Point = NDArray[np.float64]
@@ -80,7 +81,7 @@ class ByStub:
 
     def ask(self, x: Point) -> Point:
         """See Caller."""
-        return gradient_in(self._gradient(question(x), timeout=SECONDS))
+        return gradient_in(pb.GradientResponse.FromString(self._gradient(question(x), timeout=SECONDS)))
 
     def close(self) -> None:
         """See Caller."""

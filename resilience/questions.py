@@ -19,22 +19,31 @@ def gradient_of_rosenbrock(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return gradient
 
 
-def question(x: NDArray[np.float64]) -> bytes:
+def gradient_request(x: NDArray[np.float64]) -> pb.GradientRequest:
     """The request for that gradient."""
-    inputs = [NamedTensor(name="x", tensor=to_tensor(x))]
-    return pb.GradientRequest(function="rosenbrock", inputs=inputs).SerializeToString()
+    return pb.GradientRequest(function="rosenbrock", inputs=[NamedTensor(name="x", tensor=to_tensor(x))])
 
 
-def gradient_in(response: bytes) -> NDArray[np.float64]:
+def question(x: NDArray[np.float64]) -> bytes:
+    """The request for that gradient as it is sent."""
+    return gradient_request(x).SerializeToString()
+
+
+def gradient_in(answer: pb.GradientResponse) -> NDArray[np.float64]:
     """The gradient in a response, float64[n]. Raises ValueError if it does not have exactly one."""
-    (named,) = pb.GradientResponse.FromString(response).gradients
+    (named,) = answer.gradients
     return np.asarray(to_array(named.tensor), np.float64)
 
 
 def is_right(x: NDArray[np.float64], response: bytes) -> bool:
-    """Whether the response is the gradient at x and not at some other point."""
+    """Whether the response, as it came, is the gradient at x and not at some other point."""
+    return is_gradient(x, pb.GradientResponse.FromString(response))
+
+
+def is_gradient(x: NDArray[np.float64], answer: pb.GradientResponse) -> bool:
+    """Whether it is the gradient at x and not at some other point."""
     try:
-        answer = gradient_in(response)
+        found = gradient_in(answer)
     except ValueError:
         return False
-    return answer.shape == x.shape and np.allclose(answer, gradient_of_rosenbrock(x), rtol=1e-10, atol=1e-10)
+    return found.shape == x.shape and np.allclose(found, gradient_of_rosenbrock(x), rtol=1e-10, atol=1e-10)
