@@ -31,7 +31,7 @@ GROUPS = {
     ),
     "What one caller may take": (
         "calls_per_caller", "streams_per_caller", "rate_per_caller", "queue_share", "unread_bytes_per_caller",
-        "compiles_per_caller", "linearizations_per_caller",
+        "compiles_per_caller", "compile_seconds_per_caller", "linearizations_per_caller",
     ),
     "Connections, calls and streams": (
         "connections", "calls_per_connection", "concurrent_calls", "header_bytes", "handshake_seconds",

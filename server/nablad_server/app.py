@@ -154,16 +154,20 @@ class App:
         self._transport = Transport(
             self._server, methods, entrance,
             together=desk.together, tick=self._tick, unfinished_seconds=settings.request_seconds,
+            header_bytes=settings.header_bytes,
         )  # fmt: skip
         self._metrics: WSGIServer | None = None
         self._ready = False
         self.address = settings.address
         log.info("functions loaded", count=len(self._registry.all()), seconds=round(time.monotonic() - started, 2))
 
-    def start(self) -> None:
+    def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Listens, compiles what is to be warm, and then says that it is ready.
 
         While it warms up, the health check says NOT_SERVING and calls are answered with UNAVAILABLE.
+
+        Args:
+            given_up: asked before each program: whether the others need not be compiled, nor anything be served.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -177,7 +181,10 @@ class App:
         self._serve_metrics()
         log.info("listening", address=self.address)
         try:
-            self._warm_up()
+            for function, warm in self._warmed(self._registry):
+                if given_up():
+                    return
+                self._warm(self._decoder, function, warm)
         except Exception:
             self.stop()
             raise
@@ -192,12 +199,12 @@ class App:
     def stop(self) -> None:
         """Drains: says NOT_SERVING, pauses, lets calls in flight finish, and ends all threads."""
         settings = self._settings
-        finish_by = time.monotonic() + settings.drain_seconds
         if self._ready:
             log.info("draining", pause_seconds=settings.drain_pause_seconds, seconds=settings.drain_seconds)
             self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
             # Nothing to wait for but the balancers' next look; calls are served meanwhile.
             threading.Event().wait(settings.drain_pause_seconds)
+        finish_by = time.monotonic() + settings.drain_seconds
         # Calls that come from now on are told to go elsewhere. Only once none is inside is the transport stopped: it
         # would cancel those that it has received and not yet handed over.
         self._gate.close(finish_by - time.monotonic())
@@ -230,10 +237,10 @@ class App:
 
         The drain is bounded, so that further SIGTERMs change nothing; a second SIGINT ends the process at once.
         """
-        with caught() as next_signals:
-            self.start()
-            while not (signals := next_signals()) & ENDING:
-                if signals & RELOADING:
+        with caught() as signals:
+            self.start(lambda: signals.ending)
+            while not (come := signals.next()) & ENDING:
+                if come & RELOADING:
                     # In a thread of its own: a drain does not wait for a reload.
                     threading.Thread(target=self._reload, name="nablad-reload", daemon=True).start()
             self.stop()
@@ -352,10 +359,6 @@ class App:
             raise OSError(f"cannot serve metrics on {self._settings.metrics_address}: {error}") from error
         self._metrics = metrics
         log.info("metrics", address=f"{host}:{metrics.server_port}")
-
-    def _warm_up(self) -> None:
-        for function, warm in self._warmed(self._registry):
-            self._warm(self._decoder, function, warm)
 
     def _warmed(self, registry: Registry) -> list[tuple[Function, Warm]]:
         """What is to be warm of a registry. Raises NotFound if a setting names what it has not."""

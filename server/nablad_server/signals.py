@@ -4,27 +4,42 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 RELOADING = frozenset({signal.SIGHUP} if hasattr(signal, "SIGHUP") else ())
 
 
+class Signals:
+    """Those that have come.
+
+    Attributes:
+        ending: whether one of ENDING was among them.
+    """
+
+    def __init__(self, heard: socket.socket) -> None:
+        self.ending = False
+        self._heard = heard
+
+    def next(self) -> frozenset[int]:
+        """Those that came since this was last asked for; waits until there are some."""
+        return frozenset(self._heard.recv(4096))
+
+
 @contextlib.contextmanager
-def caught() -> Iterator[Callable[[], frozenset[int]]]:
-    """Has these signals caught; gives what waits for the next of them, and says which they are. In the main thread.
+def caught() -> Iterator[Signals]:
+    """Has these signals caught. In the main thread.
 
     After the first of ENDING, further SIGTERMs change nothing, and a second SIGINT ends the process at once.
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
-    ending = False
+    signals = Signals(heard)
 
     def on_signal(number: int, _: object) -> None:
-        nonlocal ending
-        if ending and number == signal.SIGINT:
+        if signals.ending and number == signal.SIGINT:
             os._exit(128 + number)
-        ending = True
+        signals.ending = True
         # One is enough. A handler would see the others too, perhaps faster than it returns, and would be taken away
         # when the interpreter ends: a late SIGTERM would then be this process's exit status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -37,5 +52,5 @@ def caught() -> Iterator[Callable[[], frozenset[int]]]:
             signal.signal(number, on_signal)
         for number in RELOADING:
             signal.signal(number, lambda _, __: None)
-        yield lambda: frozenset(heard.recv(4096))
+        yield signals
         signal.set_wakeup_fd(-1)

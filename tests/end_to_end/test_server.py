@@ -229,6 +229,20 @@ def test_sigterm_answers_all_that_is_in_flight_and_exits_0(scratch: Path) -> Non
         assert process.errors() == []
 
 
+def test_sigterm_while_programs_are_warmed_ends_the_server_without_the_others() -> None:
+    sizes = range(2, 102)
+    options = [word for n in sizes for word in ("--warm", f"hessian rosenbrock n={n}")]
+    process = ServerProcess("--compile-cache", "none", *options)
+    process.wait_for("warmed")
+
+    assert process.stop() == 0
+    events = [line["event"] for line in process.log]
+    assert 1 <= events.count("warmed") < len(sizes)
+    assert "serving" not in events
+    assert events[-1] == "stopped"
+    assert process.errors() == []
+
+
 ANOTHER_THREAD = """
 import os, pathlib, signal, threading
 from nablad_server import app, config
@@ -242,8 +256,8 @@ def tell():
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
 class Signalled(app.App):
-    def start(self):
-        super().start()
+    def start(self, *given_up):
+        super().start(*given_up)
         threading.Thread(target=tell, daemon=True).start()
 
 Signalled(config.Settings(address="127.0.0.1:0", compile_cache=None, drain_pause_seconds=0)).serve_until_signalled()

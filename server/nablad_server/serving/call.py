@@ -172,7 +172,9 @@ class Call:
 
     def _on_closed(self, _: Any) -> None:
         self._carrier.ended(self)
-        self.handler.closed()
+        # They know each other: the core's call, and all of its headers, would stay until the collector looks.
+        handler, self.handler = self.handler, REFUSED
+        handler.closed()
 
 
 class Refused:
@@ -189,6 +191,9 @@ class Refused:
 
     def dismiss(self, error: NabladError) -> None:
         """It is ended already."""
+
+
+REFUSED = Refused()
 
 
 def ignore(_: Any) -> None:

@@ -20,8 +20,8 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
 
-from nablad.errors import DeadlineExceeded, NabladError
-from nablad_server.serving.call import Call, Handler, Refused
+from nablad.errors import DeadlineExceeded, NabladError, ResourceExhausted
+from nablad_server.serving.call import REFUSED, Call, Handler
 from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.refusals import Refusals
 
@@ -51,6 +51,7 @@ class Transport:
         together: Callable[[], None],
         tick: Callable[[], None],
         unfinished_seconds: float = 60.0,
+        header_bytes: int = 16 << 10,
     ) -> None:
         """Prepares a server that has not been started.
 
@@ -61,6 +62,8 @@ class Transport:
             together: called when what has arrived has been received: it is to be dealt with together.
             tick: called in the thread about once a second.
             unfinished_seconds: a call, no stream, whose request has not come whole after so long is ended.
+            header_bytes: a call with more of headers is refused. The core does so, too, but to those alone who have
+                said that they know of the limit.
 
         Raises:
             RuntimeError: this version of grpcio is not made as expected.
@@ -80,6 +83,7 @@ class Transport:
         self._entrance = entrance
         self._tick = tick
         self._unfinished_seconds = unfinished_seconds
+        self._header_bytes = header_bytes
         self._late: dict[Call, float] = {}  # calls whose first message has not come for long; since when
         self._later: deque[Callable[[], None]] = deque()
         self._refusals = Refusals()
@@ -145,9 +149,14 @@ class Transport:
         call = Call(self, name, event)
         self._new.append(call)
         self._open.add(call)
+        size = sum(len(key) + len(value) for key, value in call.metadata)
+        if size > self._header_bytes:  # at once: while it is held, so are its headers
+            call.handler, call.metadata = REFUSED, ()
+            call.end(ResourceExhausted(f"{size} bytes of headers came with a call; send {self._header_bytes} at most"))
+            return
         refused = self._entrance.admit(call)
         if refused is not None:
-            call.handler = Refused()
+            call.handler = REFUSED
             self._refusals.hold(call, refused)
             return
         self._awaited[call] = time.time()
@@ -191,7 +200,7 @@ class Transport:
             if now - since < self._unfinished_seconds:
                 break
             del self._late[call]
-            call.handler = Refused()
+            call.handler = REFUSED
             call.end(DeadlineExceeded(f"the request had not arrived whole after {self._unfinished_seconds:g} s"))
         try:
             self._tick()
