@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS = 0, 1, 4
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, SETTINGS, CONTINUATION = 0, 1, 4, 9
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 
 MAX_FRAME = 1 << 14
 
@@ -38,7 +38,7 @@ def _text(value: bytes) -> bytes:
 
 
 class Connection:
-    """A connection that has said that it speaks HTTP/2, and nothing more. It never says that it has read anything."""
+    """A connection that has said that it speaks HTTP/2, and nothing more. Nothing is read before it is asked for."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -52,14 +52,21 @@ class Connection:
     ) -> None:
         self.close()
 
+    def acknowledge(self) -> None:
+        """Says that it has read the server's settings: a server holds nobody to limits they do not know of."""
+        self.socket.recv(1)  # they come first
+        self.socket.sendall(frame(SETTINGS, ACK, 0, b""))
+
     def call(self, block: bytes) -> None:
         """Sends the headers of a call, in one frame or several."""
-        first, rest = block[:MAX_FRAME], block[MAX_FRAME:]
-        sent = frame(HEADERS, 0 if rest else END_HEADERS, 1, first)
-        while rest:
-            first, rest = rest[:MAX_FRAME], rest[MAX_FRAME:]
-            sent += frame(9, 0 if rest else END_HEADERS, 1, first)
-        self.socket.sendall(sent)
+        pieces = [block[start : start + MAX_FRAME] for start in range(0, len(block), MAX_FRAME)]
+        last = len(pieces) - 1
+        self.socket.sendall(
+            b"".join(
+                frame(CONTINUATION if index else HEADERS, END_HEADERS if index == last else 0, 1, piece)
+                for index, piece in enumerate(pieces)
+            )
+        )
 
     def send(self, message: bytes) -> None:
         """Sends the message, and that it was the last."""
