@@ -47,6 +47,8 @@ def options(retries: bool) -> list[tuple[str, str | int]]:
         ("grpc.max_send_message_length", -1),
         # Retries silently stop for requests above the buffer's default of 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", 256 << 20),
+        # By default two minutes: a server that is back would be found late.
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         # Connections that died without a word are noticed within a minute and a half, idle ones are left alone.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -12,7 +12,7 @@ from nablad._arguments import Arguments, arrays
 from nablad._calls import Mode, Names, Prepared, common, mode_number, output_names
 from nablad._channel import ATTEMPTS, BACKOFF_SECONDS
 from nablad.errors import Internal, InvalidArgument, NabladError, Unavailable
-from nablad.framing import LENGTH, Field, fields
+from nablad.framing import LENGTH, VARINT, Field, fields
 from nablad.sparse import MatrixAxis, matrix_axes
 from nablad.tensors import Array, read
 from nablad.v1 import differentiation_pb2 as pb
@@ -233,13 +233,13 @@ class Reading:
         first = start = stop = 0
         non_finite = False
         for field in fields(message, part.start, part.stop):
-            if field.number == _FIRST_ROW:
+            if field.number == _FIRST_ROW and field.wire_type == VARINT:
                 first = field.value
-            elif field.number == _NON_FINITE:
+            elif field.number == _NON_FINITE and field.wire_type == VARINT:
                 non_finite = field.value != 0
-            elif field.number == _TENSOR:
+            elif field.number == _TENSOR and field.wire_type == LENGTH:
                 for inner in fields(message, field.start, field.stop):
-                    if inner.number == _DATA:
+                    if inner.number == _DATA and inner.wire_type == LENGTH:
                         start, stop = inner.start, inner.stop
         left = header.row_count - self.next_row
         size = header.total_bytes // header.row_count if left else 0

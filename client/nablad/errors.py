@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -376,16 +377,16 @@ def from_rpc_error(error: grpc.RpcError, *, cancelled_here: bool = True) -> Nabl
     chosen by the status code alone and `reason` is empty.
     """
     call: Any = error  # grpc's and grpc.aio's errors are calls too, which their types do not say
-    try:
-        status = rpc_status.from_call(call)
-    except ValueError:  # details that contradict the status: a proxy made the one, the server the other
-        status = None
     if call.code() is grpc.StatusCode.CANCELLED and not cancelled_here:
         return Unavailable("the server stopped as the call reached it; retry elsewhere")
-    if status is None:
-        kind = _BY_CODE.get(call.code(), NabladError)
-        return kind(f"{call.code().name}: {call.details() or 'no further detail'}")
-    return from_status(status)
+    try:
+        status = rpc_status.from_call(call)
+        if status is not None:
+            return from_status(status)
+    except (ValueError, DecodeError):  # details that are none, or contradict the status, which a proxy may have made
+        pass
+    kind = _BY_CODE.get(call.code(), NabladError)
+    return kind(f"{call.code().name}: {call.details() or 'no further detail'}")
 
 
 def from_status(status: status_pb2.Status) -> NabladError:

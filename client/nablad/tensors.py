@@ -13,6 +13,9 @@ from nablad.v1 import tensor_pb2
 Array = NDArray[Any]
 """An array in memory: any dtype, any shape, row-major or not."""
 
+MAX_AXES = 32
+"""As many as every version of numpy holds."""
+
 _NUMPY_NAMES = {
     tensor_pb2.DTYPE_FLOAT64: "float64",
     tensor_pb2.DTYPE_FLOAT32: "float32",
@@ -82,6 +85,12 @@ def read(tensor: tensor_pb2.Tensor, field: str) -> Data:
     shape = tuple(tensor.shape)
     if shape and min(shape) < 0:
         raise InvalidTensor(f"shape {list(shape)} has a negative size; sizes are 0 or more", field=f"{field}.shape")
+    if len(shape) > MAX_AXES or math.prod(size or 1 for size in shape) * dtype.itemsize >= 1 << 63:
+        raise InvalidTensor(
+            f"shape {list(shape[:8])}… of {dtype.name} is no array: at most {MAX_AXES} axes, and sizes whose product, "
+            "those of 0 aside, is below 2^63 bytes",
+            field=f"{field}.shape",
+        )
     data = tensor.data
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:

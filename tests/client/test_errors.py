@@ -1,5 +1,8 @@
 """The exception tree and its way over the wire."""
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import grpc
 import pytest
 from google.rpc import code_pb2, status_pb2
@@ -63,3 +66,25 @@ def test_the_drawing_names_every_class() -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, NabladError)]
     assert [kind.__name__ for kind in classes if kind.__name__ not in drawn] == []
     assert all(isinstance(kind.code, grpc.StatusCode) for kind in classes)
+
+
+def test_details_that_are_none_leave_the_status_code() -> None:
+    def behave(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
+        context.abort(grpc.StatusCode.NOT_FOUND, "a proxy's own")
+        raise AssertionError
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    method: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Anything": grpc.unary_unary_rpc_method_handler(behave)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("any.Service", method),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: Any = channel.unary_unary("/any.Service/Anything")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=60)
+    server.stop(None).wait()
+
+    error = errors.from_rpc_error(caught.value)
+    assert type(error) is errors.NotFound
+    assert error.message == "NOT_FOUND: a proxy's own"

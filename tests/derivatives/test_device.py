@@ -48,6 +48,19 @@ def test_compiled_programs_outlive_the_process_in_a_private_directory(cache: Pat
     assert stored(cache) == first, "the second process finds what the first one left"
 
 
+def test_what_a_full_disk_left_empty_is_compiled_and_kept_anew(cache: Path) -> None:
+    compile_in_a_process(cache)
+    (directory,) = cache.iterdir()
+    entries = list(directory.glob("*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(b"")
+
+    compile_in_a_process(cache)
+
+    assert min(entry.stat().st_size for entry in entries) > 0
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 def test_a_cache_that_others_can_write_is_refused(cache: Path, mode: int) -> None:
     (directory,) = cache.iterdir()

@@ -443,6 +443,7 @@ def test_waiting_work_that_is_cancelled_is_never_done_nor_answered(user_channel:
     assert packed.SerializeToString()[0] == tag(2, 2)[0]
     send(packed)
     send(tag(2, 0) + varint(11) + tag(2, 0) + varint(12))
+    send(tag(2, 5) + bytes([13] * 4))  # four bytes under the number of a list of ids are unknown, and not 13
     send(pb.PipelineRequest(operations=[gradient(2, [1.0, 2.0])]))
     assert [answer.id for answer in next(call).answers] == [2]
 
@@ -452,6 +453,28 @@ def test_waiting_work_that_is_cancelled_is_never_done_nor_answered(user_channel:
     assert {answer.id for response in call for answer in response.answers} == {1, 13}
     assert {30.0, 31.0, 32.0}.isdisjoint(executed(scratch))
     assert 33.0 in executed(scratch)
+
+
+def test_a_request_that_comes_in_parts_is_the_whole_of_them(channel: grpc.Channel) -> None:
+    whole = gradient(1, [1.0, 2.0]).gradient
+    function = pb.GradientRequest(function=whole.function).SerializeToString()
+    inputs = pb.GradientRequest(inputs=whole.inputs).SerializeToString()
+    number = pb.Operation.GRADIENT_FIELD_NUMBER
+    other = pb.Operation(hessian=pb.HessianRequest(**ROSENBROCK)).SerializeToString()
+    for parts, fitting in (
+        (delimited(number, function) + delimited(number, inputs), True),
+        (other + delimited(number, function) + delimited(number, inputs), True),  # of different ones the last counts
+        (delimited(number, function) + other + delimited(number, inputs), False),
+    ):
+        operation = pb.Operation(id=7).SerializeToString() + parts
+        begin: Any = channel.stream_stream(METHOD, None, pb.PipelineResponse.FromString)
+        (response,) = begin(iter([delimited(pb.PipelineRequest.OPERATIONS_FIELD_NUMBER, operation)]))
+        (answer,) = response.answers
+        assert pb.Operation.FromString(operation).gradient.function == ("rosenbrock" if fitting else "")
+        assert answer.WhichOneof("response") == ("gradient" if fitting else "error")
+        assert answer.id == 7
+        if fitting:
+            assert array(answer.gradient.gradients[0]).tolist() == [-400.0, 200.0]
 
 
 def test_an_id_that_was_cancelled_is_free_again(user_channel: grpc.Channel, scratch: Path) -> None:

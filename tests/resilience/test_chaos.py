@@ -7,9 +7,9 @@ import pytest
 from resilience.chaos import SCENARIOS, run
 from resilience.outcome import Outcome
 
-SHORT = ("kill", "terminate-stubs", "full-disk", "corrupt-cache", "certificate-swap", "slow-loris")
+SHORT = ("kill", "terminate", "terminate-stubs", "full-disk", "corrupt-cache", "certificate-swap", "slow-loris")
 # The others take long, need 10,500 open files or libfaketime, or are tests of their own in end_to_end/test_connections.
-LONG = ("terminate", "clock-jump", "never-reads", "idle-connections")
+LONG = ("clock-jump", "never-reads", "idle-connections")
 
 
 @pytest.mark.parametrize("name", SHORT)

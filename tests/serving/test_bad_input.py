@@ -93,9 +93,13 @@ BAD: dict[str, Bad] = {
     "two negative sizes": Bad("Gradient", gradient(raw(shape=(-1, -3))), INVALID, "INVALID_TENSOR",
                               "inputs[0].tensor.shape"),
     "absurd size": Bad("Gradient", gradient(raw(shape=(2**62, 2**62))), INVALID, "INVALID_TENSOR",
-                       "inputs[0].tensor.data"),
+                       "inputs[0].tensor.shape"),
     "sizes whose product wraps": Bad("Gradient", gradient(raw(shape=(2**61, 8), data=b"")), INVALID, "INVALID_TENSOR",
-                                     "inputs[0].tensor.data"),
+                                     "inputs[0].tensor.shape"),
+    "sizes whose product wraps, and a 0": Bad("Gradient", gradient(raw(shape=(2**61, 8, 0), data=b"")), INVALID,
+                                              "INVALID_TENSOR", "inputs[0].tensor.shape"),
+    "more axes than arrays have": Bad("Gradient", gradient(raw(shape=(1,) * 70, data=bytes(8)), function="relu"),
+                                      INVALID, "INVALID_TENSOR", "inputs[0].tensor.shape"),
     "no tensor": Bad("Gradient", gradient(NamedTensor(name="x")), INVALID, "INVALID_TENSOR", "inputs[0].tensor.dtype"),
     "a boolean of 2": Bad(
         "Gradient", gradient(
@@ -139,13 +143,13 @@ BAD: dict[str, Bad] = {
         grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
     "an empty input whose size overflows": Bad(
         "Evaluate", pb.EvaluateRequest(function="sum_of_squares", inputs=[raw(shape=(2**63 - 1, 0), data=b"")]),
-        INVALID, "WRONG_SHAPE", "inputs[0].tensor.shape"),
+        INVALID, "INVALID_TENSOR", "inputs[0].tensor.shape"),
     "an array on the way that no memory holds": Bad(
         "Evaluate", pb.EvaluateRequest(function="trace_product", inputs=hollow(2_000_000)),
         grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
     "a stack of nothing, longer than can be counted": Bad(
         "Hvp", pb.HvpRequest(function="rosenbrock", inputs=[named("x", np.ones(0))], stacked=True,
-                             tangents=[NamedTensor(name="x", tensor=Tensor(dtype=DTYPE_FLOAT64, shape=[2**60, 0]))]),
+                             tangents=[NamedTensor(name="x", tensor=Tensor(dtype=DTYPE_FLOAT64, shape=[2**59, 0]))]),
         grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE", ""),
     "no tangent": Bad("Hvp", pb.HvpRequest(function="rosenbrock", inputs=[X]), INVALID, "INVALID_VECTOR", "tangents"),
     "tangent of another shape": Bad(

@@ -74,6 +74,10 @@ def _keep_programs(compile_cache: Path) -> None:
             f"{directory} belongs to another user or can be written by others, who could run code here; run chown and "
             "chmod go-w on it, or choose another directory with --compile-cache"
         )
+    # A disk that was full leaves empty ones, which JAX neither can read nor replaces.
+    for entry in directory.glob("*-cache"):
+        if not entry.stat().st_size:
+            entry.unlink(missing_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(directory))
     # What colors sparsity patterns is compiled too; it would keep that beside its own code, where it may not write.
     os.environ.setdefault("NUMBA_CACHE_DIR", str(directory / "numba"))

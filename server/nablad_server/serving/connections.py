@@ -41,8 +41,6 @@ class Connections:
             # Between the two the core refuses at random: they are one.
             ("grpc.max_metadata_size", self.header_bytes),
             ("grpc.absolute_max_metadata_size", self.header_bytes),
-            # Whoever has not said that they know of these limits is held to none of them by the core.
-            ("grpc.http2.settings_timeout", round(self.handshake_seconds * 1e3)),
             ("grpc.server_handshake_timeout_ms", round(self.handshake_seconds * 1e3)),
             ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),

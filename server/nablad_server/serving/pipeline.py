@@ -31,24 +31,29 @@ class Pipeline(Stream):
         """Begins an operation, or cancels some."""
         if field.number == OPERATIONS and field.wire_type == LENGTH:
             self._begin(message, field)
-        elif field.number == CANCELLED:
+        elif field.number == CANCELLED and field.wire_type in (LENGTH, VARINT):  # as protobuf
             self._cancel(message, field)
 
     def _begin(self, message: bytes, operation: Field) -> None:
         identity = timeout = 0
-        request: Field | None = None
+        given: list[Field] = []
         for field in fields(message, operation.start, operation.stop):
             if field.number == ID and field.wire_type == VARINT:
                 identity = field.value
             elif field.number == TIMEOUT and field.wire_type == VARINT:
                 timeout = field.value
             elif field.number in REQUESTS and field.wire_type == LENGTH:
-                request = field
-        if request is None:
+                # One that comes in parts is the whole of them, and of different ones the last counts, as in protobuf.
+                given = [*given, field] if given and given[0].number == field.number else [field]
+        if not given:
             nothing = InvalidOption(f"operation {identity} asks for nothing; set one of its requests")
             self.fail(identity, nothing, owned=False)
             return
-        if not self.enter(identity, request.stop - request.start):
+        number, start, stop = given[0].number, given[0].start, given[0].stop
+        if len(given) > 1:
+            message = b"".join(message[part.start : part.stop] for part in given)
+            start, stop = 0, len(message)
+        if not self.enter(identity, stop - start):
             taken = DuplicateName(f"the id {identity} is that of an operation not yet answered")
             self.fail(identity, taken, owned=False)
             return
@@ -58,11 +63,11 @@ class Pipeline(Stream):
             return
         deadline = min(self.call.deadline, self.arrived + timeout * 1e-9 if timeout else float("inf"))
         ticket = self.desk.take(
-            REQUESTS[request.number], message, request.start, request.stop,
+            REQUESTS[number], message, start, stop,
             allowed=self.call.caller.functions,
             owner=self.call.account.owner,
             deadline=deadline,
-            written=functools.partial(self._written, identity, request.number),
+            written=functools.partial(self._written, identity, number),
             failed=functools.partial(self.fail, identity),
         )  # fmt: skip
         if ticket is not None:

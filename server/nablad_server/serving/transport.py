@@ -159,7 +159,7 @@ class Transport:
             call.handler = REFUSED
             self._refusals.hold(call, refused)
             return
-        self._awaited[call] = time.time()
+        self._awaited[call] = time.monotonic()
         call.begin(self._methods[name](call))
 
     def _deal(self) -> None:
@@ -194,7 +194,7 @@ class Transport:
             log.exception("internal error", rpc="transport")
 
     def _look(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         while self._late:
             call, since = next(iter(self._late.items()))
             if now - since < self._unfinished_seconds:
@@ -211,7 +211,7 @@ class Transport:
         """Whether what has arrived should wait for a message that is about to."""
         while self._awaited:
             call, since = next(iter(self._awaited.items()))
-            if time.time() - since < WAIT_SECONDS:
+            if time.monotonic() - since < WAIT_SECONDS:
                 return True
             del self._awaited[call]  # what is late is not waited for again
             if not call.stream:  # which may be opened long before there is something to ask
