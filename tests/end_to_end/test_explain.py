@@ -1,7 +1,8 @@
 """Explain: what the server says of a call is what the call is like."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import nablad
 from nablad.errors import InvalidOption, NotDifferentiable, NotScalar, ResourceExhausted, UnknownInput
 from nablad.v1 import catalog_pb2 as pb
 from nablad.v1 import catalog_pb2_grpc
+from nablad_server.serving.catalog import COMPUTING, WAITING_FOR_COMPUTING
 from servers import ServerProcess
 
 X = np.linspace(-1, 1, 6)
 
 SLOW = """
-import time
+import pathlib
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 def slow(x: Float[Array, "n"]) -> Float[Array, ""]:
-    if x.shape != (3,) and x.shape != (13,):  # not when it is registered
-        time.sleep(0.3)
+    gate = pathlib.Path(__file__).parent / "gate"
+    if x.shape == (2,) and gate.exists():  # not when it is registered
+        gate.read_text()
     return jnp.sum(x**2)
 """
 
@@ -121,10 +124,18 @@ def test_a_handle_and_the_asyncio_client_explain_the_same(client: nablad.Client,
 def test_those_who_wait_leave_threads_to_others(tmp_path: Path) -> None:
     """A compilation that takes long holds a few callers, and neither the health check nor the catalogue."""
     (tmp_path / "slow.py").write_text(SLOW)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
     with ServerProcess(tmp_path / "slow.py") as process, nablad.Client(process.address, timeout=120) as client:
-        with ThreadPoolExecutor(12) as pool:
-            asked = [pool.submit(client.explain, "gradient", "slow", np.ones(size)) for size in range(2, 14)]
-            refused = [future.exception() for future in asked]
+        callers = COMPUTING + WAITING_FOR_COMPUTING + 10
+        with ThreadPoolExecutor(callers) as pool:
+            asked = [pool.submit(client.explain, "gradient", "slow", np.ones(2)) for _ in range(callers)]
+            ended = as_completed(asked)
+            assert isinstance(next(ended).exception(), ResourceExhausted), "there is no room for all of them"
             assert client.healthy()
+            assert len(list(client.functions())) > 1
+            assert not all(future.done() for future in asked)
+            with gate.open("w"):
+                gate.unlink()
+            refused = [future.exception() for future in asked]
         assert {type(error) for error in refused} == {type(None), ResourceExhausted}
-        assert len(list(client.functions())) > 1
