@@ -12,6 +12,7 @@ import nablad
 from nablad import aio, errors
 from nablad_server.app import App
 from nablad_server.config import Settings
+from resilience.frames import Raw
 
 trace: Any = pytest.importorskip("opentelemetry.trace", reason="the extra otel is not installed")
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace")
@@ -33,7 +34,9 @@ def spans() -> Any:
 
 @pytest.fixture(scope="module")
 def address(spans: Any) -> Iterator[str]:
-    app = App(Settings(address="127.0.0.1:0", compile_cache=None, drain_pause_seconds=0, tracing=True))
+    app = App(
+        Settings(address="127.0.0.1:0", compile_cache=None, drain_pause_seconds=0, tracing=True, request_seconds=0.5)
+    )
     app.start()
     yield app.address
     app.stop()
@@ -115,6 +118,16 @@ def test_calls_of_the_other_services_have_spans_too(address: str, spans: Any) ->
     }  # fmt: skip
     assert failed.attributes["error.type"] == "FUNCTION_NOT_FOUND"
     assert [span.name for span in spans.get_finished_spans()] == [failed.name], "health checks have none"
+
+
+@pytest.mark.parametrize("name", [f"{SERVICE}/Gradient", "nablad.v1.CatalogService/ListFunctions"])
+def test_a_request_that_never_comes_whole_ends_its_span(address: str, spans: Any, name: str) -> None:
+    half = Raw(f"/{name}".encode(), int(address.rpartition(":")[2]))
+    half.read_until(b"had not arrived whole")
+    half.close()
+    root = finished(spans, name)[""]
+
+    assert root.attributes["error.type"] == "DEADLINE_EXCEEDED"
 
 
 def test_streams_and_the_other_client_carry_the_context(address: str, spans: Any) -> None:

@@ -77,6 +77,15 @@ def _fail(span: Any, error: NabladError) -> None:
     span.set_status(trace.Status(trace.StatusCode.ERROR, error.message[:500]))
 
 
+def _end(span: Any, call: Call) -> None:
+    """Ends the span of a call that is over, and says how that ended."""
+    if call.failure is not None:
+        _fail(span, call.failure)
+    elif call.ended:
+        span.set_attribute("rpc.grpc.status_code", 0)
+    span.end()
+
+
 class _TracedUnary(Unary):
     """A unary call with a span."""
 
@@ -110,7 +119,7 @@ class _TracedUnary(Unary):
         """The call is over."""
         super().closed()
         if not self._answered:
-            self._span.end()
+            _end(self._span, self._call)
 
     def _failed(self, error: NabladError) -> None:
         _fail(self._span, error)
@@ -157,11 +166,7 @@ class _Traced:
     def closed(self) -> None:
         """The call is over."""
         self._handler.closed()
-        if self._call.failure is not None:
-            _fail(self._span, self._call.failure)
-        elif self._call.ended:
-            self._span.set_attribute("rpc.grpc.status_code", 0)
-        self._span.end()
+        _end(self._span, self._call)
 
     def dismiss(self, error: NabladError) -> None:
         """The server stops."""

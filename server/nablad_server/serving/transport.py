@@ -21,7 +21,7 @@ import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stubs leave it out
 
 from nablad.errors import DeadlineExceeded, NabladError, ResourceExhausted
-from nablad_server.serving.call import REFUSED, Call, Handler
+from nablad_server.serving.call import REFUSED, Call, Handler, Refused
 from nablad_server.serving.entrance import Entrance
 from nablad_server.serving.refusals import Refusals
 
@@ -200,7 +200,7 @@ class Transport:
             if now - since < self._unfinished_seconds:
                 break
             del self._late[call]
-            call.handler = REFUSED
+            call.handler = _GivenUp(call.handler)
             call.end(DeadlineExceeded(f"the request had not arrived whole after {self._unfinished_seconds:g} s"))
         try:
             self._tick()
@@ -250,3 +250,14 @@ class Transport:
             gathered += 1
             event = tag = None  # a call that is over is let go of before the wait
         self._queue.shutdown()
+
+
+class _GivenUp(Refused):
+    """The handler of a call that was taken on, and whose message may still come."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def closed(self) -> None:
+        """It is over for whoever made it, too."""
+        self._handler.closed()
