@@ -148,6 +148,7 @@ def matrix_of(blocks: Any, values: Any) -> nablad.tensors.Array:
             ResultTooLarge,
             "at no more than 4 points",
         ),
+        ({"function": "rosenbrock", "x": np.ones(0)}, WrongShape, "has no rows here"),
         ({"function": "softmax", "x": np.ones(3)}, NotScalar, "not a scalar"),
         ({"function": "rosenbrock", "x": np.ones(3), "wrt": "y"}, UnknownInput, "has no input 'y'"),
         ({"function": "rosenbrock", "x": np.ones((3, 3))}, WrongShape, "expected"),

@@ -106,10 +106,15 @@ NOBODY = Caller(key="", roles=frozenset())
 """Whose a call is before it is known whose it is."""
 
 
+def address_of(peer: str) -> str:
+    """Where a connection comes from, without its port; all Unix sockets are one address."""
+    return peer.rpartition(":")[0] if peer.startswith("ip") else peer.partition(":")[0]
+
+
 def anonymous(peer: str) -> Caller:
     """Whoever calls from this address, where nobody has to say who they are."""
     return Caller(
-        key=peer.rpartition(":")[0] if peer.startswith("ip") else peer.partition(":")[0],
+        key=address_of(peer),
         roles=ROLES if peer.startswith(LOCAL) else REMOTE_ROLES,
     )
 

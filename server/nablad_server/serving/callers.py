@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nablad.errors import PermissionDenied, Unauthenticated
-from nablad_server.serving.caller import ADMIN, CATALOGUE, EVALUATE, REMOTE_ROLES, Caller, anonymous
+from nablad_server.serving.caller import ADMIN, CATALOGUE, EVALUATE, REMOTE_ROLES, Caller, address_of, anonymous
 from nablad_server.serving.identities import Identities
 from nablad_server.serving.watched import Watched
 
@@ -22,7 +22,7 @@ _ROLES = {
 _OTHERWISE = frozenset({ADMIN})
 
 MAX_ANONYMOUS = 4096
-"""So many connections of callers without a name are remembered, so that theirs need not be made anew for each call."""
+"""So many addresses of callers without a name are remembered, so that theirs need not be made anew for each call."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Certificate = Callable[[], Mapping[Any, Any] | None]
@@ -70,11 +70,12 @@ class Callers:
 
     def anybody(self, peer: str) -> Caller:
         """Whoever calls from an address, without having to say who they are."""
-        found = self._anonymous.get(peer)
+        address = address_of(peer)
+        found = self._anonymous.get(address)
         if found is None:
             if len(self._anonymous) >= MAX_ANONYMOUS:
                 self._anonymous.clear()
-            found = self._anonymous[peer] = anonymous(peer)
+            found = self._anonymous[address] = anonymous(peer)
         return found
 
     def refresh(self) -> bool:

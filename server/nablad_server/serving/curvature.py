@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from nablad.errors import ResultTooLarge
+from nablad.errors import ResultTooLarge, WrongShape
 from nablad.v1 import diagnostics_pb2 as pb
 from nablad.v1 import differentiation_pb2
 from nablad_server.diagnosis.curvature import Curvature, curvatures, rounding_of
@@ -36,6 +36,12 @@ def curvature(
         )
     )
     rows, _ = query.matrix_shape
+    if not rows:
+        raise WrongShape(
+            f"the Hessian of {query.function.reference} has no rows here: what it is differentiated with respect to "
+            "has no elements. Give inputs that have some, or name others in wrt",
+            field="inputs",
+        )
     if rows > MAX_ROWS:
         raise ResultTooLarge(
             f"the Hessian of {query.function.reference} has {rows} rows here; the eigenvalues of at most {MAX_ROWS} "
