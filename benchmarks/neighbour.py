@@ -16,7 +16,7 @@ from benchmarks.stand import SHARED, Stand
 from benchmarks.unary import method_of
 from benchmarks.workloads import WORKLOADS, prepared
 
-SHARE = 25.0
+SHARE = 20.0
 """Requests a second that the noisy caller may make."""
 
 FLOOD_IN_FLIGHT = 512
